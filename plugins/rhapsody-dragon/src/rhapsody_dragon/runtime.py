@@ -1,0 +1,300 @@
+"""The Dragon runtime that this process uses: found, attached to, or started; shared by its sessions; ended.
+
+A process can be connected to one Dragon runtime at a time, so all sessions of a process share one. The first backend
+that needs it acquires it, the last one that is done with it ends it:
+
+- inside the launcher (`dragon script.py`) it is the launcher's, on however many nodes, and is left alone afterwards;
+- with DRAGON_ATTACH_TOKEN in the environment (and DRAGON_ATTACH_DIR, where the runtime has it) it is the running one
+  that the token opens: this process attaches, and detaches at the end;
+- otherwise a runtime of one node is started under a watchdog (`watchdog.py`) and attached to.
+
+Nothing of the runtime's own output reaches this process's standard output or error: the launcher writes into a pipe
+that ends in the watchdog, and the token stays between the watchdog and this module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rhapsody.errors import BackendLostError, BackendStartError
+
+Kind = Literal["launcher", "attached", "own"]
+Report = Callable[[str], None]
+
+#: Seconds in which a runtime must be up and attached to (measured: 3.5 on two cores, 16 on a busy machine).
+START_DEADLINE: Final = 60.0
+#: Seconds for a detach that may find nobody at the other end.
+DETACH_DEADLINE: Final = 5.0
+#: Seconds for the watchdog to leave nothing; its own bounds add up to less.
+END_DEADLINE: Final = 18.0
+
+_PARTS: Final = {
+    "launcher": "its launcher process (`dragon`)",
+    "services": "its local and global services",
+    "head": "its head process",
+    "attach": "the attachment of this process to it",
+}
+_REMEDIES: Final = {
+    "launcher": "check that `python -m dragon.launcher.launch_selector --version` runs in this environment",
+    "services": (
+        "check that /dev/shm has free space (Dragon maps 6 GiB, and uses about 100 MB when idle; in a container raise "
+        "--shm-size; DRAGON_DEFAULT_SEG_SZ sets the size)"
+    ),
+    "head": "the machine may be too busy: give it more time, or fewer processes beside it",
+    "attach": "check DRAGON_ATTACH_TOKEN and DRAGON_ATTACH_DIR, and that the runtime runs as the same user",
+}
+
+_lock = threading.Lock()
+_current: DragonRuntime | None = None
+
+
+class DragonRuntime:
+    """A runtime that this process is connected to; made by `acquire`."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind: Final = kind
+        self.users = 1
+        self.pid = os.getpid()
+        self.lost: BackendLostError | None = None
+        self._watchdog: _Watchdog | None = None
+        self._handle: Any = None
+        self._listeners: list[Callable[[BackendLostError], None]] = []
+        self._listeners_lock = threading.Lock()
+
+    def on_lost(self, listener: Callable[[BackendLostError], None]) -> Callable[[], None]:
+        """Call `listener`, from another thread, if the runtime ends before it is released; returns how to forget it."""
+        with self._listeners_lock:
+            if self.lost is None:
+                self._listeners.append(listener)
+        if self.lost is not None:
+            listener(self.lost)
+
+        def forget() -> None:
+            with self._listeners_lock:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return forget
+
+    def _lose(self, detail: str) -> None:
+        with self._listeners_lock:
+            self.lost = BackendLostError(f"the Dragon runtime ended by itself: {detail}")
+            listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener(self.lost)
+
+    def _start(self, deadline: float, report: Report) -> None:
+        until = time.monotonic() + deadline
+        self._watchdog = _Watchdog(deadline=max(1.0, deadline - 2.0))
+        info, attach_dir = self._watchdog.wait_until_ready(until, report)
+        report("attach")
+        before = os.environ.get("DRAGON_ATTACH_DIR")
+        os.environ["DRAGON_ATTACH_DIR"] = attach_dir
+        try:
+            self._attach(max(2.0, until - time.monotonic()), info["auth_token"])
+        except BackendStartError:
+            self._watchdog.end()
+            raise
+        finally:
+            _restore("DRAGON_ATTACH_DIR", before)
+        self._watchdog.watch(self._lose)
+
+    def _attach(self, timeout: float, token: str | None) -> None:
+        from dragon.workflows.runtime import attach
+
+        try:
+            self._handle = attach(timeout=timeout, auth_token=token)
+        except Exception as error:
+            raise _start_error("attach", f"{type(error).__name__}: {error}") from error
+
+    def _end(self) -> None:
+        """Disconnect, and end the runtime if it is ours. Bounded; raises nothing, since nobody could do more."""
+        if self._handle is not None:
+            before = os.environ.get("DRAGON_ATTACH_DIR")
+            thread = threading.Thread(target=self._disconnect, name="rhapsody-dragon-detach", daemon=True)
+            thread.start()
+            thread.join(DETACH_DEADLINE)
+            self._handle = None
+            if self._watchdog is not None:
+                os.environ.pop("DRAGON_ATTACH_DIR", None)
+                _restore("DRAGON_ATTACH_DIR", before)
+        if self._watchdog is not None:
+            self._watchdog.end()
+
+    def _disconnect(self) -> None:
+        from dragon.globalservices import api_setup
+
+        if self.lost is None:
+            try:
+                self._handle.detach()
+                return
+            except Exception:  # the runtime is going, or gone: this end is let go below
+                pass
+        try:
+            api_setup.disconnect_infrastructure()
+            self._handle._attached = False
+            self._handle._restore_pre_attach_process_state()
+        except Exception:  # there is nobody left to disconnect from
+            pass
+
+
+class _Watchdog:
+    """This end of the pipes to the watchdog process."""
+
+    def __init__(self, deadline: float) -> None:
+        # The port binds nothing on a single node; it makes the uid of the runtime. That must be its own: Dragon's
+        # library takes the pools of two runtimes of one uid for the same, also when one came after the other.
+        settings = {"owner": os.getpid(), "deadline": deadline, "port": 10_000 + secrets.randbelow(50_000)}
+        self._process = subprocess.Popen(  # noqa: S603 - our own module, run by this interpreter
+            [sys.executable, "-I", str(Path(__file__).with_name("watchdog.py")), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._changed = threading.Condition()
+        self._starting: list[str] = []
+        self._ready: dict[str, Any] | None = None
+        self._over: dict[str, Any] | None = None
+        self._ending = False
+        self._on_lost: Callable[[str], None] | None = None
+        self._thread = threading.Thread(target=self._listen, name="rhapsody-dragon-watchdog", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self._hear(json.loads(line))
+        self._hear({"lost": "its watchdog process was killed"})
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        tell = None
+        with self._changed:
+            if "starting" in message:
+                self._starting.append(message["starting"])
+            elif "ready" in message:
+                self._ready = message
+            elif self._over is None:
+                self._over = message
+                if self._ready is not None and not self._ending:
+                    tell = self._on_lost
+            self._changed.notify_all()
+        if tell is not None:
+            tell(message.get("lost") or "it was told to")
+
+    def wait_until_ready(self, until: float, report: Report) -> tuple[dict[str, Any], str]:
+        """Wait for the runtime to be up; ends it and raises BackendStartError, naming the part, if it does not come."""
+        part = "launcher"
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._starting or self._ready or self._over, max(0.0, until - time.monotonic())
+                )
+                news, self._starting = self._starting, []
+                ready, over = self._ready, self._over
+            for part in news:
+                report(part)
+            if ready is not None:
+                return ready["ready"], ready["attach_dir"]
+            if over is not None:
+                self.end()
+                raise _start_error(over.get("failed", part), over.get("detail") or over.get("lost") or "no reason given")
+            if time.monotonic() >= until:
+                self.end()
+                raise _start_error(part, "the deadline has passed")
+
+    def watch(self, on_lost: Callable[[str], None]) -> None:
+        """From now on say so when the runtime ends by itself."""
+        with self._changed:
+            self._on_lost = on_lost
+            over = self._over
+        if over is not None:
+            on_lost(over.get("lost") or "it was told to")
+
+    def end(self) -> None:
+        """Tell the watchdog to end the runtime, and wait until nothing is left."""
+        with self._changed:
+            self._ending = True
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:  # it has ended already
+            pass
+        try:
+            self._process.wait(END_DEADLINE)
+        except subprocess.TimeoutExpired:  # its own bounds have failed: it goes, and what it holds is reported as lost
+            self._process.kill()
+            self._process.wait()
+        self._thread.join(END_DEADLINE)
+
+
+def acquire(report: Report, deadline: float = START_DEADLINE) -> DragonRuntime:
+    """Connect this process to a runtime, or share the one that it is connected to.
+
+    Blocks for as long as that takes; call it from a thread. `report` is told each part that is waited for.
+
+    Raises:
+        BackendStartError: it did not start or did not let us in, naming the part and the remedy. Nothing is held.
+    """
+    global _current
+    with _lock:
+        current = _current
+        if current is not None and current.pid == os.getpid():
+            if current.lost is None:
+                current.users += 1
+                return current
+            current._end()
+        _current = None
+        runtime = DragonRuntime(_kind())
+        if runtime.kind == "own":
+            runtime._start(deadline, report)
+        elif runtime.kind == "attached":
+            report("attach")
+            runtime._attach(deadline, None)
+        _current = runtime
+        return runtime
+
+
+def release(runtime: DragonRuntime) -> None:
+    """Give the runtime back; the last one to do so ends it. Blocks until nothing of it is left."""
+    global _current
+    with _lock:
+        runtime.users -= 1
+        if runtime.users > 0:
+            return
+        if _current is runtime:
+            _current = None
+        if runtime.pid == os.getpid():
+            runtime._end()
+
+
+def _kind() -> Kind:
+    if "DRAGON_MY_PUID" in os.environ:
+        import dragon
+
+        if dragon.in_dragon():
+            return "launcher"
+    return "attached" if os.environ.get("DRAGON_ATTACH_TOKEN") else "own"
+
+
+def _start_error(part: str, detail: str) -> BackendStartError:
+    return BackendStartError(
+        f"the Dragon runtime did not start: {_PARTS[part]} failed ({detail}). Remedy: {_REMEDIES[part]}"
+    )
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
