@@ -1,0 +1,313 @@
+"""`RadicalExecutionBackend`: runs tasks on one RADICAL-Pilot pilot."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+from rhapsody.api import ComputeTask, Resources, TaskState
+from rhapsody.errors import BackendStartError, SubmitError, UnsupportedError
+from rhapsody.plugin import (
+    BackendCapabilities,
+    BackendContext,
+    BackendLost,
+    Backlog,
+    Batching,
+    CancelResult,
+    Capacity,
+    Deadlines,
+    ExecutionBackend,
+    Outcome,
+    TaskBatch,
+    hookimpl,
+)
+
+from . import catalogue, description, unit
+from .errors import PilotLostError
+from .ledger import Held, Ledger
+from .pilot import Listener, PilotProcess
+from .resources import read_resources
+
+if not catalogue.installed():
+    raise ImportError("the radical backend needs radical.pilot, which cannot be imported: pip install radical.pilot")
+
+BULK: Final = 1024  # executables that are given to RADICAL-Pilot in one call
+UNITS_PER_SLOT: Final = 2  # one that runs, and one that waits at the agent for the slot to be free
+QUEUE_TIME: Final = 24 * 3600.0  # seconds that a pilot may wait in the queue of a batch system
+_ODD: Final = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+class RadicalExecutionBackend(ExecutionBackend):
+    """Runs executables, MPI programs and functions on a pilot: one allocation that many tasks share.
+
+    Args:
+        resources: the pilot, in RADICAL-Pilot's words: `resource` (a machine's label, default `local.localhost`),
+            `runtime` (minutes, default 30), `cores` (default: this machine's), `gpus`, `nodes`, `queue`, `project`,
+            `access_schema`, and others of its PilotDescription.
+        name: the name under which tasks choose the backend.
+        batching: how function tasks are grouped; see `ExecutionBackend`.
+
+    Raises:
+        BackendConfigurationError: an unknown key or machine, or a value that makes no sense.
+    """
+
+    capabilities = BackendCapabilities(
+        cancel_functions=True,
+        cancel_executables=True,
+        ranks=True,
+        gpus=True,
+        memory=True,
+        options=None,  # checked by name and by type in rhapsody_validate
+    )
+
+    def __init__(
+        self,
+        resources: Mapping[str, Any] | None = None,
+        name: str = "radical",
+        *,
+        batching: Batching | Mapping[str, Any] | bool | float | None = None,
+    ) -> None:
+        super().__init__(name, batching=batching)
+        self.request = read_resources(resources, catalogue.machines())
+        self.deadlines = Deadlines(init=120.0 if self.request.local else QUEUE_TIME)
+        if not self.request.shared_files:
+            self.capabilities = attrs.evolve(self.capabilities, functions=False)
+        self._context: BackendContext | None = None
+        self._folder = Path()
+        self._process: PilotProcess | None = None
+        self._ledger: Ledger | None = None
+        self._active: asyncio.Future[None] | None = None
+        self._closing = False
+        self._numbers = itertools.count()
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    @hookimpl
+    async def rhapsody_init(self, context: BackendContext) -> None:
+        """Start a pilot, and wait until it is active."""
+        self._context = context
+        self._closing = False
+        self._active = context.loop.create_future()
+        self._ledger = Ledger(lambda: context.sandbox)
+        self._folder = context.sandbox.resolve() / _ODD.sub("_", self.name)
+        sid = f"rp.{_ODD.sub('_', context.session)}.{secrets.token_hex(4)}"
+        listener = Listener(event=self._on_event, look=self._look, gone=self._gone)
+        self._process = PilotProcess(self.request, self._folder, sid, listener)
+        context.log.info("pilot_starting", resources=dict(self.request.description), folder=str(self._folder))
+        await asyncio.to_thread(self._prepare)
+        await self._active
+        slots = self.request.slots
+        context.set_capacity(Capacity(slots=slots, units=UNITS_PER_SLOT * slots))
+
+    @hookimpl
+    def rhapsody_validate(self, tasks: Sequence[ComputeTask]) -> None:
+        """Refuse options that RADICAL-Pilot does not have, and tasks that are larger than the pilot."""
+        for task in tasks:
+            description.check(task, self.name)
+            wanted = task.resources or Resources()
+            if wanted.ranks * wanted.cores_per_rank > self.request.slots:
+                raise UnsupportedError(
+                    f"task {task.uid} wants {wanted.ranks * wanted.cores_per_rank} cores, and the pilot of backend "
+                    f"{self.name!r} has {self.request.slots}: ask for a larger pilot with resources={{'cores': ...}}"
+                )
+            if wanted.gpus_per_rank and "nodes" not in self.request.description:
+                gpus = self.request.description.get("gpus", 0)
+                if wanted.ranks * wanted.gpus_per_rank > gpus:
+                    raise UnsupportedError(
+                        f"task {task.uid} wants GPUs, and the pilot of backend {self.name!r} has {gpus}: "
+                        "ask for them with resources={'gpus': ...}"
+                    )
+
+    @hookimpl
+    def rhapsody_batch(self, backlog: Backlog) -> Sequence[ComputeTask] | None:
+        """Take executables in bulk; functions are left to the default."""
+        if backlog.peek().function is not None:
+            return None
+        room = itertools.repeat(None, BULK)
+        return backlog.take_while(lambda task: task.function is None and next(room, self) is not self)
+
+    @hookimpl
+    def rhapsody_submit(self, batch: TaskBatch) -> Awaitable[None] | None:
+        """Give a batch to the pilot: executables as they are, functions as one unit."""
+        if all(task.function is None and task.stdin is None for task in batch.tasks):
+            self._submit_executables(batch, batch.tasks)
+            return None
+        return asyncio.to_thread(self._submit_with_files, batch)
+
+    @hookimpl
+    async def rhapsody_cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
+        """Stop tasks through the pilot."""
+        assert self._ledger is not None
+        assert self._process is not None
+        results: dict[str, CancelResult] = {}
+        stop: list[str] = []
+        for held, wanted in self._ledger.find(tasks):
+            self._ledger.note_cancel(held, wanted)
+            running = held.open[0].uid if held.started and held.open else None
+            uids = {task.uid for task in wanted}
+            for uid in uids:
+                results[uid] = CancelResult.STOPPED if uid == running else CancelResult.NEVER_STARTED
+            if running is None or running in uids:
+                stop.append(held.uid)
+            elif held.folder is not None:  # what runs is not to be harmed: the unit ends after it
+                await asyncio.to_thread((held.folder / unit.STOP).touch)
+        if stop:
+            self._process.cancel(stop)
+        return results
+
+    @hookimpl
+    async def rhapsody_shutdown(self, wait: bool) -> None:
+        """Cancel the pilot, close RADICAL-Pilot's session, and end all of its processes."""
+        self._closing = True
+        if self._process is not None:
+            await asyncio.to_thread(self._process.close)
+            await asyncio.to_thread(self._tidy)
+
+    # -- tasks go down -----------------------------------------------------------------------------------------------
+
+    def _submit_executables(self, batch: TaskBatch, tasks: Sequence[ComputeTask]) -> None:
+        assert self._ledger is not None
+        entries: list[Held] = []
+        descriptions: list[dict[str, Any]] = []
+        for task in tasks:
+            uid = self._next_uid()
+            try:
+                described = description.describe_executable(task, uid, self.name, self._stdin_of(task, uid))
+            except UnsupportedError as error:
+                self._put([Outcome(task.uid, TaskState.FAILED, exception=error)])
+                continue
+            descriptions.append(described)
+            entries.append(Held(uid, batch, [task]))
+        self._send(entries, descriptions)
+
+    def _submit_with_files(self, batch: TaskBatch) -> None:
+        functions = [task for task in batch.tasks if task.function is not None]
+        executables = [task for task in batch.tasks if task.function is None]
+        if executables:
+            self._submit_executables(batch, executables)
+        if functions:
+            self._submit_unit(batch, functions)
+
+    def _submit_unit(self, batch: TaskBatch, tasks: list[ComputeTask]) -> None:
+        uid = self._next_uid()
+        folder = self._folder / "units" / uid
+        folder.mkdir()
+        (folder / unit.PAYLOAD).write_bytes(batch.encode())
+        command = [sys.executable, "-m", "rhapsody_radical.unit", str(folder)]
+        alone = tasks[0] if len(tasks) == 1 else None
+        self._send([Held(uid, batch, tasks, folder)], [description.describe_unit(command, uid, alone)])
+
+    def _stdin_of(self, task: ComputeTask, uid: str) -> str | None:
+        if task.stdin is None:
+            return None
+        if not self.request.shared_files:
+            raise UnsupportedError(f"task {task.uid}: stdin cannot travel to {self.request.description['resource']!r}")
+        path = self._folder / "units" / f"{uid}.stdin"
+        path.write_bytes(task.stdin.encode() if isinstance(task.stdin, str) else task.stdin)
+        return str(path)
+
+    def _send(self, entries: Sequence[Held], descriptions: Sequence[Mapping[str, Any]]) -> None:
+        assert self._ledger is not None
+        if self._process is None or self._closing:
+            raise SubmitError(f"backend {self.name!r} is not running")
+        self._ledger.add(entries)
+        self._process.submit(descriptions)
+
+    def _next_uid(self) -> str:
+        return f"task.{next(self._numbers):06d}"
+
+    # -- events come up; on the pilot's own thread -------------------------------------------------------------------
+
+    def _on_event(self, event: Mapping[str, Any]) -> None:
+        assert self._context is not None
+        assert self._ledger is not None
+        kind = event["event"]
+        if kind == "tasks":
+            self._put(self._ledger.apply(event["tasks"], event["at"]))
+        elif kind == "submitted":
+            self._context.log.info("pilot_submitted", sandbox=event["sandbox"])
+        elif kind == "active":
+            self._context.log.info("pilot_active")
+            self._started(None)
+        elif kind == "lost":
+            self._lost(event["state"], event["reason"])
+
+    def _look(self) -> bool:
+        assert self._ledger is not None
+        if self._ledger.watches:
+            self._put(self._ledger.look())
+        return self._ledger.watches
+
+    def _gone(self) -> None:
+        if not self._closing:
+            assert self._process is not None
+            self._lost("gone", self._process.said())
+
+    def _lost(self, state: str, reason: str) -> None:
+        if self._closing:
+            return
+        how = {
+            "DONE": f"ended by itself; its runtime was {self.request.description['runtime']} minutes",
+            "FAILED": "failed",
+            "CANCELED": "was canceled by somebody else",
+        }.get(state, "is gone: the process that held RADICAL-Pilot ended")
+        text = f"backend {self.name!r}: the pilot on {self.request.description['resource']} {how}"
+        text += f" (files in {self._folder})" + (f"\n{reason}" if reason else "")
+        self._started(BackendStartError(text))
+        self._put([BackendLost(PilotLostError(text))])
+
+    def _started(self, error: Exception | None) -> None:
+        assert self._context is not None
+        active = self._active
+        assert active is not None
+
+        def settle() -> None:
+            if active.done():
+                return
+            if error is None:
+                active.set_result(None)
+            else:
+                active.set_exception(error)
+
+        _on_loop(self._context.loop, settle)
+
+    def _put(self, events: Sequence[Any]) -> None:
+        assert self._context is not None
+        if events:
+            self._context.events.put(events)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        assert self._process is not None
+        units = self._folder / "units"
+        units.mkdir(parents=True, exist_ok=True)
+        (units / unit.SEARCH_PATH).write_text(json.dumps([str(Path(entry).absolute()) for entry in sys.path]))
+        self._process.start()
+
+    def _tidy(self) -> None:
+        """Remove what only a running pilot needs; its logs, and what tasks wrote, stay."""
+        for name in ("config", ".radical"):
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+        units = self._folder / "units"
+        for path in units.glob("*"):
+            if path.is_file():
+                path.unlink()
+        if units.is_dir() and not any(units.iterdir()):
+            units.rmdir()
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:  # the loop is closed, and nobody waits any more
+        return

@@ -1,0 +1,207 @@
+"""A task in RADICAL-Pilot's words. Pure: no engine, no files."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Final
+
+from rhapsody.api import ComputeTask, Resources
+from rhapsody.errors import UnsupportedError, describe
+
+from .resources import nearest
+
+_LIST: Final = (list, tuple)
+_NUMBER: Final = (int, float)
+
+# The fields of RADICAL-Pilot's TaskDescription that may be given as backend_options.
+OPTIONS: Final[dict[str, tuple[type, ...]]] = {
+    "name": (str,),
+    "sandbox": (str, PurePath),
+    "named_env": (str,),
+    "pre_launch": (str, *_LIST),
+    "pre_exec": (str, *_LIST),
+    "pre_exec_sync": (bool,),
+    "post_launch": (str, *_LIST),
+    "post_exec": (str, *_LIST),
+    "input_staging": (str, Mapping, *_LIST),
+    "output_staging": (str, Mapping, *_LIST),
+    "stage_on_error": (bool,),
+    "priority": (int,),
+    "use_mpi": (bool,),
+    "ranks": (int,),
+    "ranks_per_node": (int,),
+    "cores_per_rank": (int,),
+    "gpus_per_rank": _NUMBER,
+    "mem_per_rank": (int,),
+    "lfs_per_rank": (int,),
+    "threading_type": (str,),
+    "gpu_type": (str,),
+    "tags": (Mapping,),
+    "metadata": (Mapping,),
+    "timeout": _NUMBER,
+    "startup_timeout": _NUMBER,
+    "cleanup": (bool,),
+    "partition": (int,),
+    "services": _LIST,
+}
+_ITS_OWN: Final = "RHAPSODY runs functions and executables, and gives them to RADICAL-Pilot as executables"
+# Its other fields, and what to use instead.
+NOT_OPTIONS: Final[dict[str, str]] = {
+    "uid": "the task's uid is a field of the task",
+    "executable": "executable is a field of the task",
+    "arguments": "arguments are a field of the task",
+    "environment": "environment is a field of the task",
+    "stdout": "use capture_stdio=True, and read stdout_path",
+    "stderr": "use capture_stdio=True, and read stderr_path",
+    "pilot": "the backend has one pilot",
+    "slots": "RADICAL-Pilot places the task; ask for resources",
+    "restartable": "RADICAL-Pilot has not implemented it",
+    "info_pattern": "services are not supported",
+    **dict.fromkeys(("mode", "code", "function", "args", "kwargs", "command"), _ITS_OWN),
+    **dict.fromkeys(("raptor_id", "raptor_file", "raptor_class"), _ITS_OWN),
+    **dict.fromkeys(("scheduler", "worker_file", "worker_class"), _ITS_OWN),
+    "cpu_processes": "it is called ranks now",
+    "cpu_threads": "it is called cores_per_rank now",
+    "cpu_thread_type": "it is called threading_type now",
+    "cpu_process_type": "RADICAL-Pilot ignores it",
+    "gpu_processes": "it is called gpus_per_rank now",
+    "gpu_process_type": "it is called gpu_type now",
+    "gpu_threads": "RADICAL-Pilot ignores it",
+    "gpu_thread_type": "RADICAL-Pilot ignores it",
+    "lfs_per_process": "it is called lfs_per_rank now",
+    "mem_per_process": "it is called mem_per_rank now",
+}
+_SAME_AS: Final = {  # an option, and the field of Resources that says the same
+    "ranks": "ranks",
+    "cores_per_rank": "cores_per_rank",
+    "gpus_per_rank": "gpus_per_rank",
+    "mem_per_rank": "memory",
+}
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLAIN_UID: Final = re.compile(r"[A-Za-z0-9_.:+-]+")
+_MIB: Final = 2**20
+
+
+def check(task: ComputeTask, backend: str) -> None:
+    """Refuse what RADICAL-Pilot cannot honour.
+
+    Raises:
+        UnsupportedError: names the task, the option and a remedy.
+    """
+    for option, value in (task.backend_options or {}).items():
+        _check_option(task, backend, option, value)
+    if task.function is not None and (task.resources or Resources()).ranks > 1:
+        _refuse(task, backend, "a function cannot run in several ranks; make it an executable")
+
+
+def describe_executable(task: ComputeTask, uid: str, backend: str, stdin: str | None = None) -> dict[str, Any]:
+    """Return the TaskDescription of an executable task.
+
+    Args:
+        task: what to run; `check` has passed it.
+        uid: its name in RADICAL-Pilot.
+        backend: the backend's name, for an error.
+        stdin: file that it reads, on the pilot's side.
+
+    Raises:
+        UnsupportedError: text that no shell, or no operating system, takes.
+
+    RADICAL-Pilot writes the executable as it is into a bash script, and the arguments and the environment in double
+    quotes, where bash still expands `$` and backticks. So the whole command goes in as the executable, quoted so that
+    bash hands on exactly what the user wrote, and the values of the environment are escaped.
+    """
+    words = [str(task.executable), *map(str, task.arguments)]
+    _check_text(task, backend, [*words, str(task.cwd or "")])
+    for name, value in (task.environment or {}).items():
+        if not _PLAIN_NAME.fullmatch(name):
+            _refuse(task, backend, f"environment variable {name!r} has a name that no shell can set")
+        _check_text(task, backend, [value])
+    if task.shell:
+        words = ["/bin/sh", "-c", " ".join([words[0], *map(shlex.quote, words[1:])])]
+    command = shlex.join(words)
+    if stdin is not None:
+        command += f" < {shlex.quote(stdin)}"
+    if task.cwd is not None:
+        command = f"cd {shlex.quote(str(task.cwd))} && exec {command}"
+    return _describe(task, uid, command)
+
+
+def describe_unit(command: Sequence[str], uid: str, task: ComputeTask | None = None) -> dict[str, Any]:
+    """Return the TaskDescription of a unit of functions: `command` runs them.
+
+    Args:
+        command: the program and its arguments.
+        uid: its name in RADICAL-Pilot.
+        task: the only task of the unit, whose own resources and options are the unit's.
+    """
+    return _describe(task, uid, shlex.join(command))
+
+
+def _describe(task: ComputeTask | None, uid: str, command: str) -> dict[str, Any]:
+    description: dict[str, Any] = {"uid": uid, "executable": command}
+    if task is None:
+        return description
+    if _PLAIN_UID.fullmatch(task.uid):
+        description["name"] = task.uid
+    if task.environment:
+        description["environment"] = {name: escape(value) for name, value in task.environment.items()}
+    if task.resources is not None:
+        description.update(_resources(task.resources))
+    for option, value in (task.backend_options or {}).items():
+        description[option] = _plain(option, value)
+    return description
+
+
+def escape(value: str) -> str:
+    """Make text mean itself between double quotes in a shell script."""
+    return re.sub(r'([\\"$`])', r"\\\1", value)
+
+
+def _resources(resources: Resources) -> dict[str, Any]:
+    fields: dict[str, Any] = {"ranks": resources.ranks, "cores_per_rank": resources.cores_per_rank}
+    if resources.gpus_per_rank:
+        fields["gpus_per_rank"] = float(resources.gpus_per_rank)
+    if resources.memory is not None:
+        fields["mem_per_rank"] = math.ceil(resources.memory / resources.ranks / _MIB)
+    return fields
+
+
+def _plain(option: str, value: Any) -> Any:
+    if option in ("pre_launch", "pre_exec", "post_launch", "post_exec") and isinstance(value, str):
+        return [value]
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, PurePath):
+        return str(value)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _check_option(task: ComputeTask, backend: str, option: str, value: Any) -> None:
+    if option in NOT_OPTIONS:
+        _refuse(task, backend, f"backend_options cannot set {option!r}: {NOT_OPTIONS[option]}")
+    kinds = OPTIONS.get(option)
+    if kinds is None:
+        _refuse(task, backend, f"backend_options have no {option!r}{nearest(str(option), OPTIONS)}")
+    elif not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        _refuse(task, backend, f"backend_options: {option} must be {wanted}, not {describe(value)}")
+    if option in _SAME_AS and task.resources is not None:
+        _refuse(task, backend, f"{option} is given twice: keep Resources({_SAME_AS[option]}=...)")
+
+
+def _check_text(task: ComputeTask, backend: str, words: Sequence[str]) -> None:
+    for word in words:
+        if "\0" in word:
+            _refuse(task, backend, f"{describe(word)} has a NUL character, which no operating system takes")
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            _refuse(task, backend, f"{describe(word)} is not valid Unicode")
+
+
+def _refuse(task: ComputeTask, backend: str, problem: str) -> None:
+    raise UnsupportedError(f"task {task.uid} on backend {backend!r}: {problem}")
