@@ -1,0 +1,264 @@
+"""Runs one executable to its end, in a process group of its own; standard library only."""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ._guard import Guard, kill_group
+
+KEEP: Final = 8 * 2**20  # bytes kept of the beginning, and as many of the end, of each stream held in memory
+GRACE: Final = 3.0  # seconds from SIGTERM to SIGKILL
+Key = tuple[str, str]  # session and task: two sessions of one process may use the same uid
+
+_CHUNK: Final = 65536
+_ERROR_TAIL: Final = 4096
+
+
+class Command(NamedTuple):
+    """What to run: a task's description, ready for the operating system.
+
+    Attributes:
+        argv: the program and its arguments; for `shell` the one command line.
+        shell: run through `/bin/sh -c`.
+        cwd: folder in which it runs; None for the worker's own.
+        environment: variables added to the worker's own.
+        stdin: bytes that it reads; None for nothing.
+        stdout_path: file for its standard output; None to keep it in memory.
+        stderr_path: likewise.
+    """
+
+    argv: tuple[str, ...]
+    shell: bool = False
+    cwd: str | None = None
+    environment: Mapping[str, str] | None = None
+    stdin: bytes | None = None
+    stdout_path: str | None = None
+    stderr_path: str | None = None
+
+
+class Finished(NamedTuple):
+    """How it ended.
+
+    Attributes:
+        exit_code: negative for the signal that ended it; None if it could not be started.
+        stdout: text, undecodable bytes replaced; None where it went to a file.
+        stderr: likewise.
+        stopped: whether `stop` ended it.
+        problem: why it could not be started; empty if it was.
+        error_tail: the end of its standard error, wherever that went.
+    """
+
+    exit_code: int | None
+    stdout: str | None = None
+    stderr: str | None = None
+    stopped: bool = False
+    problem: str = ""
+    error_tail: str = ""
+
+
+def command_line(executable: str, arguments: Sequence[str], shell: bool) -> tuple[str, ...]:
+    """Return the argv of a program; for a shell, one line whose arguments are quoted and whose command is not."""
+    if not shell:
+        return (executable, *arguments)
+    return (" ".join([executable, *map(shlex.quote, arguments)]),)
+
+
+class _Captured:
+    """The beginning and the end of a stream, bounded in memory."""
+
+    def __init__(self) -> None:
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._left_out = 0
+
+    def feed(self, data: bytes) -> None:
+        room = KEEP - len(self._head)
+        if room > 0:
+            self._head += data[:room]
+            data = data[room:]
+        if data:
+            self._tail += data
+            if len(self._tail) > 2 * KEEP:  # trimmed by halves, so that each byte is moved at most once
+                self._trim()
+
+    def _trim(self) -> None:
+        extra = len(self._tail) - KEEP
+        if extra > 0:
+            del self._tail[:extra]
+            self._left_out += extra
+
+    def text(self) -> str:
+        self._trim()
+        parts = [self._head]
+        if self._left_out:
+            parts.append(bytearray(b"\n[... %d bytes left out ...]\n" % self._left_out))
+        parts.append(self._tail)
+        return b"".join(parts).decode("utf-8", "replace")
+
+
+class _Running:
+    """One executable of this process, from just before it starts until it has ended."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.stopped = False
+        self.ended = threading.Event()
+
+    def signal(self, signum: int) -> None:
+        if self.process is not None and not self.ended.is_set():
+            kill_group(self.process.pid, signum)
+
+
+_running: dict[Key, _Running] = {}
+
+
+def run(key: Key, command: Command, guard: Guard) -> Finished:
+    """Run an executable to its end, in the calling thread; `key` is its session and uid, to stop it by.
+
+    Its process group is ended with it: what it left running in the background gets SIGKILL. The end of the program
+    ends the task, also while a grandchild still holds the pipe of its output.
+    """
+    execution = _running[key] = _Running()
+    try:
+        process = execution.process = _start(command)
+    except (OSError, ValueError) as error:  # not found, not executable, no such cwd, a NUL in an argument
+        del _running[key]
+        execution.ended.set()
+        return Finished(None, problem=f"could not start {command.argv[0]!r}: {error}", stopped=execution.stopped)
+    guard.watch(process.pid)
+    if execution.stopped:  # while it was starting
+        execution.signal(signal.SIGTERM)
+    captured = {stream: _Captured() for stream in (process.stdout, process.stderr) if stream is not None}
+    try:
+        _drive(process, {stream.fileno(): sink for stream, sink in captured.items()})
+    finally:
+        kill_group(process.pid, signal.SIGKILL)  # before it is reaped, while the number can only be its own
+        execution.ended.set()
+        process.wait()
+        del _running[key]
+        guard.unwatch(process.pid)
+        for stream in captured:
+            stream.close()
+    out = captured[process.stdout].text() if process.stdout is not None else None
+    err = captured[process.stderr].text() if process.stderr is not None else None
+    tail = "" if process.returncode == 0 else (err if err is not None else _tail_of(command.stderr_path))[-_ERROR_TAIL:]
+    return Finished(process.returncode, out, err, execution.stopped, error_tail=tail)
+
+
+def stop(keys: Iterable[Key], grace: float = GRACE) -> set[Key]:
+    """Stop running executables of this process: SIGTERM to their groups, SIGKILL to those left after `grace` seconds.
+
+    Blocks until they have ended. Returns those that were running.
+    """
+    executions = {key: _running[key] for key in keys if key in _running}
+    deadline = time.monotonic() + grace
+    for execution in executions.values():
+        execution.stopped = True
+        execution.signal(signal.SIGTERM)
+    for execution in executions.values():
+        if not execution.ended.wait(max(0.0, deadline - time.monotonic())):
+            execution.signal(signal.SIGKILL)
+            execution.ended.wait(GRACE)  # bounded: a process may hang in the kernel, beyond the reach of any signal
+    return set(executions)
+
+
+def running() -> list[Key]:
+    """Return the executables that run in this process."""
+    return list(_running)
+
+
+def _start(command: Command) -> subprocess.Popen[bytes]:
+    files: list[int] = []
+    try:
+        stdin: int = subprocess.DEVNULL
+        if command.stdin is not None:
+            with tempfile.TemporaryFile() as spool:
+                spool.write(command.stdin)
+                spool.seek(0)
+                files.append(stdin := os.dup(spool.fileno()))
+        stdout, stderr = (
+            _open_output(path, files) if path else subprocess.PIPE
+            for path in (command.stdout_path, command.stderr_path)
+        )
+        return subprocess.Popen(
+            command.argv[0] if command.shell else command.argv,
+            shell=command.shell,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=command.cwd,
+            env={**os.environ, **command.environment} if command.environment else None,
+            start_new_session=True,
+        )
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+def _open_output(path: str, opened: list[int]) -> int:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    opened.append(fd := os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644))
+    return fd
+
+
+def _drive(process: subprocess.Popen[bytes], sinks: dict[int, _Captured]) -> None:
+    """Read the pipes until the process itself has ended; it is left to be reaped."""
+    poll = select.poll()
+    for fd in sinks:
+        os.set_blocking(fd, False)
+        poll.register(fd, select.POLLIN)
+    if hasattr(os, "pidfd_open"):
+        death = os.pidfd_open(process.pid)
+        poll.register(death, select.POLLIN)
+        wait_ms = None
+    else:  # no descriptor tells of a death here: look every 20 ms
+        death, wait_ms = -1, 20
+    try:
+        alive = True
+        while alive:
+            ready = poll.poll(wait_ms)
+            alive = not (any(fd == death for fd, _ in ready) if wait_ms is None else _has_ended(process))
+            for fd, _ in ready:
+                if fd != death and _drain(fd, sinks[fd]):
+                    poll.unregister(fd)
+        kill_group(process.pid, signal.SIGKILL)
+        for fd, sink in sinks.items():
+            _drain(fd, sink)
+    finally:
+        if death >= 0:
+            os.close(death)
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _drain(fd: int, sink: _Captured) -> bool:
+    """Read what is there, up to 1 MiB. Returns whether the pipe was closed at its other end."""
+    for _ in range(16):
+        try:
+            data = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            return True
+        sink.feed(data)
+    return False
+
+
+def _tail_of(path: str | None) -> str:
+    if path is None:
+        return ""
+    with Path(path).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _ERROR_TAIL))
+        return file.read().decode("utf-8", "replace")

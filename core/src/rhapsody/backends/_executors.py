@@ -1,0 +1,79 @@
+"""Runs units through any `concurrent.futures.Executor` of the caller's: bytes in, bytes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Executor, Future
+
+from .. import worker
+from ..batch import TaskBatch
+from ..context import BackendContext
+from ..errors import SubmitError, WorkerLostError
+from ..events import CancelResult, Event, Outcome, Returned
+from ..states import TaskState
+from ..task import ComputeTask
+
+
+class ExecutorLane:
+    """Units in the hands of an executor, which is used and never shut down.
+
+    Args:
+        executor: anything that runs `rhapsody.worker.run_batch` where rhapsody-core is installed.
+        context: of the backend.
+    """
+
+    def __init__(self, executor: Executor, context: BackendContext) -> None:
+        self._executor = executor
+        self._context = context
+        self._futures: dict[int, tuple[TaskBatch, Future[bytes]]] = {}  # by batch uid
+
+    def submit(self, batch: TaskBatch) -> None:
+        """Hand a unit over.
+
+        Raises:
+            SubmitError: the executor takes no more work.
+        """
+        try:
+            future = self._executor.submit(worker.run_batch, batch.encode())
+        except RuntimeError as error:  # shut down, or broken
+            raise SubmitError(
+                f"the executor given to backend {self._context.backend!r} takes no more work: {error}"
+            ) from error
+        self._futures[batch.uid] = batch, future
+        future.add_done_callback(lambda done: self._ended(batch, done))
+
+    def cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
+        """Take back units that the executor has not started; what is left of a unit goes back to the backlog."""
+        results = dict.fromkeys((task.uid for task in tasks), CancelResult.CANNOT_STOP)
+        outcomes: list[Event] = []
+        for batch, future in list(self._futures.values()):
+            wanted = {task.uid for task in batch.tasks} & results.keys()
+            if wanted and future.cancel():
+                outcomes += [Outcome(uid, TaskState.CANCELED) for uid in wanted]
+                outcomes.append(Returned([task.uid for task in batch.shipped if task.uid not in wanted]))
+                results.update(dict.fromkeys(wanted, CancelResult.NEVER_STARTED))
+        self._context.events.put(outcomes)
+        return results
+
+    def close(self) -> None:
+        """Take back whatever has not started."""
+        for _, future in list(self._futures.values()):
+            future.cancel()
+
+    def _ended(self, batch: TaskBatch, future: Future[bytes]) -> None:
+        """Report a unit's end; called in a thread of the executor's, or in whichever canceled it."""
+        self._futures.pop(batch.uid, None)
+        if future.cancelled():
+            return
+        try:
+            events: list[Event] = [*batch.decode(future.result())]
+        except (Exception, CancelledError) as error:  # the executor lost the unit: a broken pool, a killed worker
+            events = []
+            for task in batch.shipped:
+                lost = WorkerLostError(
+                    f"task {task.uid}: the executor of backend {self._context.backend!r} lost it: "
+                    f"{type(error).__name__}: {error}"
+                )
+                lost.__cause__ = error
+                events.append(Outcome(task.uid, TaskState.FAILED, exception=lost))
+        self._context.events.put(events)

@@ -1,0 +1,188 @@
+"""What a backend reports, and the channel that carries it from any thread to the session's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+import attrs
+
+from .states import TaskState
+
+# One turn of the loop applies at most this many events, so that timers and other tasks are served in between:
+# about 10 ms at 3 µs an event.
+EVENTS_PER_TURN: Final = 4096
+
+
+@attrs.define(eq=False)
+class Started:
+    """A worker began to run the task.
+
+    Attributes:
+        uid: the task.
+        at: seconds since the epoch.
+        ran_on: host and process, where known.
+    """
+
+    uid: str
+    at: float
+    ran_on: str | None = None
+
+
+@attrs.define(eq=False)
+class Outcome:
+    """How one task ended; reported exactly once for each task that a backend holds.
+
+    Attributes:
+        uid: the task.
+        state: DONE, FAILED or CANCELED.
+        return_value: of a function.
+        exception: why it failed; a FAILED outcome must have one.
+        stdout, stderr, exit_code, stdout_path, stderr_path: of an executable.
+        started_at, ended_at: seconds since the epoch, where known.
+        ran_on: host and process, where known.
+    """
+
+    uid: str
+    state: TaskState
+    return_value: Any = None
+    exception: BaseException | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    exit_code: int | None = None
+    stdout_path: str | None = None
+    stderr_path: str | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    ran_on: str | None = None
+
+
+@attrs.define(eq=False)
+class Returned:
+    """These tasks never started, and will not: they go back to the backlog to be run again elsewhere.
+
+    Attributes:
+        uids: the tasks.
+    """
+
+    uids: Sequence[str]
+
+
+@attrs.frozen
+class Capacity:
+    """How much an engine runs, and how much of it may be in its hands.
+
+    Attributes:
+        slots: tasks that run at the same time.
+        units: batches in flight; None for no limit of its own. More than `slots` keeps a spare ready at the engine.
+        tasks: tasks in flight; None for no limit of its own.
+    """
+
+    slots: int = attrs.field(validator=attrs.validators.ge(0))
+    units: int | None = None
+    tasks: int | None = None
+
+
+@attrs.define(eq=False)
+class CapacityChanged:
+    """The engine grew or shrank.
+
+    Attributes:
+        capacity: what holds from now on.
+    """
+
+    capacity: Capacity
+
+
+@attrs.define(eq=False)
+class BackendLost:
+    """The engine is gone: all that it held and all that waits for it fails with this error.
+
+    Attributes:
+        error: why, in a sentence that names the backend.
+    """
+
+    error: Exception
+
+
+Event = Started | Outcome | Returned | CapacityChanged | BackendLost
+
+
+class CancelResult(StrEnum):
+    """What became of one task that was asked to stop.
+
+    NEVER_STARTED: it waited, and will never run. STOPPED: it ran, and was stopped. TOO_LATE: it had ended before.
+    CANNOT_STOP: it runs where nothing can stop it, and keeps its real end.
+    """
+
+    NEVER_STARTED = "NEVER_STARTED"
+    STOPPED = "STOPPED"
+    TOO_LATE = "TOO_LATE"
+    CANNOT_STOP = "CANNOT_STOP"
+
+
+class EventChannel:
+    """Carries events from engine threads to the loop.
+
+    `put` may be called from any thread, at any time, also after the loop or the channel is closed. However many
+    events arrive, at most one wake-up of the loop is pending.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._events: deque[Event] = deque()
+        self._lock = threading.Lock()
+        self._wake_pending = False
+        self._closed = False
+        self._arrived = asyncio.Event()
+
+    def put(self, events: Sequence[Event]) -> None:
+        """Add events, in order. Never blocks and never raises; after the end they are dropped."""
+        with self._lock:
+            if self._closed:
+                return
+            self._events.extend(events)
+            if self._wake_pending:
+                return
+            self._wake_pending = True
+        try:
+            self._loop.call_soon_threadsafe(self._arrived.set)
+        except RuntimeError:  # the loop is closed: nobody will ever read this channel again
+            self.close()
+
+    def close(self) -> None:
+        """End the channel: its reader stops after the events that are in it."""
+        with self._lock:
+            self._closed = True
+        try:
+            self._loop.call_soon_threadsafe(self._arrived.set)
+        except RuntimeError:  # the loop is closed, and its reader with it
+            self._events.clear()
+
+    def take(self) -> list[Event]:
+        """Take what has arrived, at most `EVENTS_PER_TURN` events."""
+        events = self._events
+        with self._lock:
+            self._wake_pending = False
+            if len(events) <= EVENTS_PER_TURN:
+                taken = list(events)
+                events.clear()
+                self._arrived.clear()
+            else:
+                taken = [events.popleft() for _ in range(EVENTS_PER_TURN)]
+        return taken
+
+    async def stream(self) -> AsyncIterator[list[Event]]:
+        """Yield what arrives, a list at a time, until the channel is closed and empty."""
+        while True:
+            await self._arrived.wait()
+            taken = self.take()
+            if taken:
+                yield taken
+                await asyncio.sleep(0)  # between two lists, whoever else waits for the loop has a turn
+            elif self._closed:
+                return

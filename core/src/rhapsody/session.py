@@ -1,0 +1,623 @@
+"""`Session`: what a user holds. It owns tasks, futures and observers, and never touches an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum, auto
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import attrs
+
+from . import settings
+from .backends.base import ExecutionBackend
+from .discovery import get_backend, load_observers
+from .errors import (
+    BackendNotFoundError,
+    DuplicateBackendError,
+    DuplicateTaskError,
+    InvalidBackendError,
+    InvalidTaskError,
+    SessionClosedError,
+    SessionError,
+    UnclosedSessionWarning,
+    UnsupportedError,
+    describe,
+)
+from .events import CancelResult, Outcome, Started
+from .hooks import ObserverCaller
+from .log import configure, get_logger
+from .runner import BackendRunner, Change, Phase
+from .states import FINAL_STATES, TaskState, advance
+from .task import ComputeTask
+
+log = get_logger(__name__)
+
+Transition = tuple[ComputeTask, TaskState, TaskState]
+Backends = Iterable[ExecutionBackend | str] | Mapping[str, ExecutionBackend | str] | ExecutionBackend | str
+
+_numbers = itertools.count(1)
+_GRACE: Final = 2.0  # seconds that tasks which cannot be stopped have to end by themselves when a session is canceled
+
+
+class _Phase(Enum):
+    NEW = auto()
+    OPEN = auto()
+    CLOSING = auto()
+    CLOSED = auto()
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    """Somebody waits for the end of these tasks."""
+
+    remaining: set[str]
+    future: asyncio.Future[None]
+
+
+class Session:
+    """Runs tasks on named backends, and keeps the promise: each accepted task reaches exactly one final state.
+
+    Use it as `async with Session(...) as session`, or call `close` yourself. Leaving the block cleanly waits for what
+    was submitted; leaving it by an exception cancels it. A session belongs to one event loop.
+
+    Args:
+        backends: instances (awaited or not), names, or a mapping of the name to use in this session to either. None:
+            the backend named in RHAPSODY_BACKEND, else `concurrent`. The first is the one for tasks that name none.
+        uid: the session's name, and that of its folder. Default: unique on this machine.
+        work_dir: where that folder is made, once there is a file to write. None: RHAPSODY_WORK_DIR, else the current
+            directory.
+
+    Raises:
+        BackendNotFoundError, BackendNotInstalledError, BackendLoadError: a name that cannot be had.
+        InvalidBackendError: an instance that is no backend, or is attached to an open session.
+        DuplicateBackendError: two backends of one name.
+        SettingsError: an environment variable holds something unusable.
+    """
+
+    def __init__(
+        self, backends: Backends | None = None, uid: str | None = None, work_dir: str | Path | None = None
+    ) -> None:
+        configure()
+        if uid is not None and (not isinstance(uid, str) or not uid or "/" in uid or uid in (".", "..")):
+            raise SessionError(f"the uid of a session names a folder; {describe(uid)} cannot")
+        self.uid = uid or f"rhapsody.{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}.{next(_numbers)}"
+        self.work_dir = Path(work_dir).expanduser().absolute() if work_dir is not None else settings.work_dir()
+        self._phase = _Phase.NEW
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: dict[str, ComputeTask] = {}  # accepted and not ended
+        self._names: set[str] = set()  # uids that users chose, of all tasks ever: a file may carry such a name
+        self._waiters: list[_Waiter] = []
+        self._observers = list(load_observers())
+        self._observer_hooks = ObserverCaller(self._observers)
+        self._closing: asyncio.Task[None] | None = None
+        self._hurry: asyncio.Event | None = None  # set: stop waiting for tasks, cancel them
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._runners: dict[str, BackendRunner] = {}
+        for backend in _instances(backends):
+            self._add(backend)
+
+    def _add(self, backend: ExecutionBackend) -> None:
+        if backend.name in self._runners:
+            raise DuplicateBackendError(
+                f"two backends are named {backend.name!r}; give one of them another name "
+                f"({type(backend).__name__}(name=...), or a mapping of names to backends)"
+            )
+        self._runners[backend.name] = BackendRunner(
+            backend, session=self.uid, work_dir=self.work_dir, sink=self._changed, on_abandoned=self._abandoned
+        )
+
+    def __repr__(self) -> str:
+        """Name the session, its backends and what it still has to do."""
+        return f"<Session {self.uid} on {', '.join(self._runners)}: {len(self._tasks)} tasks not ended>"
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The names of the backends, the default one first."""
+        return tuple(self._runners)
+
+    @property
+    def sandbox(self) -> Path:
+        """The session's folder; it is there once a file was written to it."""
+        return self.work_dir / self.uid
+
+    # -- opening and closing -----------------------------------------------------------------------------------------
+
+    async def start(self) -> Self:
+        """Start the backends; `async with` and the first submit do this by themselves.
+
+        Raises:
+            BackendStartError: one of them did not start; the others were shut down, and the session is closed.
+        """
+        if self._phase is _Phase.OPEN:
+            return self
+        self._bind()
+        self._refuse_if_closed()
+        starts = [asyncio.ensure_future(runner.start()) for runner in self._runners.values()]
+        try:
+            await asyncio.wait(starts, return_when=asyncio.FIRST_EXCEPTION)
+            ended = [start.exception() for start in starts if start.done() and not start.cancelled()]
+            problems: list[BaseException] = [problem for problem in ended if problem is not None]
+        except asyncio.CancelledError as interrupted:
+            problems = [interrupted]
+        if problems:
+            await self._shut_down_backends(wait=False)
+            await asyncio.gather(*starts, return_exceptions=True)  # seen: the first of them is raised
+            self._phase = _Phase.CLOSED
+            raise _with_notes(problems)
+        if self._phase is _Phase.NEW:
+            self._phase = _Phase.OPEN
+            self._finalizer = weakref.finalize(self, _at_exit, self.uid, list(self._runners.values()))
+            self._observe(self._observer_hooks.opened)
+        return self
+
+    async def __aenter__(self) -> Self:
+        """Start the backends."""
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for what was submitted, or cancel it where an exception ends the block; then close."""
+        try:
+            await self.close(wait=error is None)
+        except Exception as problem:
+            if error is None:
+                raise
+            log.error(
+                "close_failed", session=self.uid, error=str(problem)
+            )  # the exception that ends the block matters more
+
+    async def close(self, *, wait: bool = True) -> None:
+        """End the session. Every future is resolved, and every backend shut down, when this returns.
+
+        May be called again, and by several at once: all of them wait for the one end. Interrupting the wait cancels
+        what is left, and closes.
+
+        Args:
+            wait: for the tasks that were submitted; otherwise they are canceled. A function that cannot be stopped
+                (it runs in a thread) and does not end within two seconds is FAILED with SessionClosedError.
+
+        Raises:
+            BackendShutdownError: a backend did not shut down cleanly; the others did, or are in the exception's notes.
+        """
+        if self._phase is _Phase.CLOSED:
+            return
+        self._bind()
+        if self._closing is None:
+            self._hurry = asyncio.Event()
+            self._closing = asyncio.create_task(self._close(), name=f"rhapsody close {self.uid}")
+        assert self._hurry is not None
+        if not wait:
+            self._hurry.set()
+        try:
+            await asyncio.shield(self._closing)
+        except asyncio.CancelledError:
+            self._hurry.set()
+            await asyncio.wait([self._closing])
+            raise
+
+    async def _close(self) -> None:
+        assert self._hurry is not None
+        self._phase = _Phase.CLOSING if self._phase is _Phase.OPEN else self._phase
+        if self._phase is _Phase.CLOSING:
+            await self._end_tasks(self._hurry)
+        problems = await self._shut_down_backends(wait=not self._hurry.is_set())
+        self._changed(
+            [(task, _unended(task, self.uid)) for task in list(self._tasks.values())]
+        )  # of a backend that was never started, or that lost track
+        self._phase = _Phase.CLOSED
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._observe(self._observer_hooks.closed)
+        if problems:
+            raise _with_notes(problems)
+
+    async def _end_tasks(self, hurry: asyncio.Event) -> None:
+        """Wait for the tasks; once there is a hurry, cancel them, and give those that cannot be stopped a moment."""
+        drained = asyncio.ensure_future(self._wait(self._tasks))
+        hurried = asyncio.ensure_future(hurry.wait())
+        try:
+            await asyncio.wait([drained, hurried], return_when=asyncio.FIRST_COMPLETED)
+            if not drained.done():
+                await self.cancel_tasks(list(self._tasks.values()))
+                await asyncio.wait([drained], timeout=_GRACE)
+            if not drained.done():
+                self._changed([(task, _unended(task, self.uid)) for task in list(self._tasks.values())])
+        finally:
+            drained.cancel()
+            hurried.cancel()
+
+    async def _shut_down_backends(self, wait: bool) -> list[BaseException]:
+        ends = await asyncio.gather(
+            *(runner.shutdown(wait) for runner in self._runners.values()), return_exceptions=True
+        )
+        for runner in self._runners.values():
+            runner.backend.detach(self.uid)
+        return [problem for problem in ends if isinstance(problem, BaseException)]
+
+    def _abandoned(self) -> None:
+        """The loop is being torn down around an open session: it is closed by its runners, and says so."""
+        if self._phase in (_Phase.OPEN, _Phase.CLOSING):
+            was_open = self._phase is _Phase.OPEN
+            self._phase = _Phase.CLOSED
+            if self._finalizer is not None:
+                self._finalizer.detach()
+            if was_open and (self._closing is None):
+                _warn_unclosed(self.uid)
+
+    def _bind(self) -> None:
+        """Hold on to the loop that the session belongs to, and to its backends."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            for runner in self._runners.values():
+                runner.backend.attach(self.uid)
+            self._loop = loop
+        elif self._loop is not loop:
+            raise SessionError(f"session {self.uid} belongs to another event loop; make a session in each loop")
+
+    def _refuse_if_closed(self) -> None:
+        if self._phase in (_Phase.CLOSING, _Phase.CLOSED) or self._closing is not None:
+            raise SessionClosedError(f"session {self.uid} is closed; make a new one")
+
+    # -- tasks -------------------------------------------------------------------------------------------------------
+
+    async def submit_tasks(self, tasks: Iterable[ComputeTask | Mapping[str, Any]]) -> list[asyncio.Future[ComputeTask]]:
+        """Accept tasks: all of them, or none.
+
+        Args:
+            tasks: tasks, or mappings of a task's fields. Each object can be submitted once.
+
+        Returns:
+            A future for each task, in the same order. It resolves to the task; or raises the function's own
+            exception, TaskExecutionError for an executable, TaskCanceledError. Canceling a future gives up the wait
+            and leaves the task alone.
+
+        Raises:
+            InvalidTaskError, DuplicateTaskError, UnsupportedError, BackendNotFoundError: of the first bad task.
+            SessionClosedError: the session is closed.
+            BackendStartError: the session was not started yet, and could not be.
+            BackendLostError: the engine of a task's backend is gone.
+        """
+        self._refuse_if_closed()
+        routes = self._route(tasks)
+        if self._phase is not _Phase.OPEN:
+            await self.start()
+            self._refuse_if_closed()
+            self._refuse_duplicates(routes)
+        elif asyncio.get_running_loop() is not self._loop:
+            self._bind()
+        return self._accept(routes)
+
+    def _route(self, tasks: Iterable[ComputeTask | Mapping[str, Any]]) -> list[tuple[ComputeTask, BackendRunner]]:
+        """Check every task, and find the backend of each. Changes nothing."""
+        if isinstance(tasks, ComputeTask | Mapping | str):
+            raise InvalidTaskError(f"submit_tasks takes a list of tasks, not {describe(tasks)}")
+        default = next(iter(self._runners.values()))
+        runners, seen, live, names = self._runners, set[str](), self._tasks, self._names
+        routes: list[tuple[ComputeTask, BackendRunner]] = []
+        special: dict[BackendRunner, list[ComputeTask]] = {}
+        for item in tasks:
+            if type(item) is ComputeTask or isinstance(item, ComputeTask):
+                task = item
+            elif isinstance(item, Mapping):
+                task = ComputeTask.from_dict(item)
+            else:
+                raise InvalidTaskError(f"submit_tasks takes tasks and mappings, not {describe(item)}")
+            if task.state is not TaskState.NEW:
+                raise DuplicateTaskError(f"task {task.uid} was submitted before; a task object is submitted once")
+            uid = task.uid
+            if uid in seen or uid in live or (task._named and uid in names):
+                raise DuplicateTaskError(f"session {self.uid} already has a task {uid!r}; uids are unique in a session")
+            seen.add(uid)
+            runner = default if task.backend is None else runners.get(task.backend)
+            if runner is None:
+                raise BackendNotFoundError(
+                    f"task {uid} asks for backend {task.backend!r}; session {self.uid} has {', '.join(runners)}"
+                )
+            if runner.phase is Phase.LOST:
+                assert runner.error is not None
+                raise runner.error
+            if task.function is None or task.resources is not None or task.backend_options:
+                _check_capabilities(task, runner)
+                if task.resources is not None or task.backend_options:
+                    special.setdefault(runner, []).append(task)
+            elif not runner.backend.capabilities.functions:
+                _check_capabilities(task, runner)
+            routes.append((task, runner))
+        for runner, group in special.items():
+            runner.validate(group)
+        return routes
+
+    def _refuse_duplicates(self, routes: list[tuple[ComputeTask, BackendRunner]]) -> None:
+        """Check again what may have changed while the session started."""
+        for task, _ in routes:
+            if task.state is not TaskState.NEW or task.uid in self._tasks or task.uid in self._names:
+                raise DuplicateTaskError(f"session {self.uid} already has a task {task.uid!r}")
+
+    def _accept(self, routes: list[tuple[ComputeTask, BackendRunner]]) -> list[asyncio.Future[ComputeTask]]:
+        assert self._loop is not None
+        new_future = self._loop.create_future
+        now = time.time()
+        futures: list[asyncio.Future[ComputeTask]] = []
+        groups: dict[BackendRunner, list[ComputeTask]] = {}
+        accepted, queued = self._tasks, TaskState.QUEUED
+        for task, runner in routes:
+            future: asyncio.Future[ComputeTask] = new_future()
+            task.state = queued  # from NEW, as _route has checked
+            task.submitted_at = now
+            task._future = future
+            accepted[task.uid] = task
+            if task._named:
+                self._names.add(task.uid)
+            futures.append(future)
+            try:
+                groups[runner].append(task)
+            except KeyError:
+                groups[runner] = [task]
+        if self._observer_hooks.wants_transitions and routes:
+            self._tell([(task, TaskState.NEW, queued) for task, _ in routes])
+        for runner, group in groups.items():
+            runner.enqueue(group)
+        return futures
+
+    async def wait_tasks(
+        self, tasks: Iterable[ComputeTask] | None = None, timeout: float | None = None
+    ) -> list[ComputeTask]:
+        """Wait for the end of tasks.
+
+        Never raises for a task that failed, and never cancels one: neither at the timeout, nor if the wait itself is
+        canceled.
+
+        Args:
+            tasks: the tasks; None for all that the session has accepted and that have not ended.
+            timeout: seconds.
+
+        Returns:
+            The same tasks, in the same order.
+
+        Raises:
+            TimeoutError: some of them have not ended in time.
+            SessionError: a task that was not submitted to this session.
+        """
+        waited = list(self._tasks.values()) if tasks is None else list(tasks)
+        for task in waited:
+            if task.state is TaskState.NEW:
+                raise SessionError(f"task {task.uid} was not submitted; there is nothing to wait for")
+            if task.state not in FINAL_STATES and self._tasks.get(task.uid) is not task:
+                raise SessionError(f"task {task.uid} is not a task of session {self.uid}")
+        pending = {task.uid for task in waited if task.state not in FINAL_STATES}
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wait(pending)
+        except TimeoutError:
+            left = sum(not task.is_final for task in waited)
+            raise TimeoutError(f"{left} of {len(waited)} tasks have not ended within {timeout:g} seconds") from None
+        return waited
+
+    async def cancel_tasks(self, tasks: Iterable[ComputeTask]) -> dict[str, CancelResult]:
+        """Stop tasks, and say of each what became of it.
+
+        A task that still waits never runs; a running executable's process group gets SIGTERM, and SIGKILL three
+        seconds later; whether a running function can be stopped is the backend's to say.
+
+        Returns:
+            By uid: NEVER_STARTED, STOPPED, TOO_LATE (it had ended), or CANNOT_STOP (it keeps its real end).
+
+        Raises:
+            SessionError: a task that was not submitted to this session.
+        """
+        groups: dict[BackendRunner, list[ComputeTask]] = {}
+        results: dict[str, CancelResult] = {}
+        default = next(iter(self._runners.values()))
+        for task in tasks:
+            if task.is_final:
+                results[task.uid] = CancelResult.TOO_LATE
+            elif self._tasks.get(task.uid) is not task:
+                raise SessionError(f"task {task.uid} is not a task of session {self.uid}")
+            else:
+                runner = default if task.backend is None else self._runners[task.backend]
+                groups.setdefault(runner, []).append(task)
+        for told in await asyncio.gather(*(runner.cancel(group) for runner, group in groups.items())):
+            results |= told
+        return results
+
+    def observe(self, observer: object) -> None:
+        """Add an observer: an object with hooks of `rhapsody.hookspecs.ObserverHooks`, marked `hookimpl`.
+
+        Raises:
+            InvalidBackendError: its hooks do not match the specification.
+        """
+        self._observer_hooks = ObserverCaller([*self._observers, observer])
+        self._observers.append(observer)
+
+    # -- what the runners report -------------------------------------------------------------------------------------
+
+    def _changed(self, changes: Sequence[Change]) -> None:
+        """Apply what happened to tasks: the runners' sink."""
+        accepted = self._tasks
+        ended: list[str] = []
+        transitions: list[Transition] | None = [] if self._observer_hooks.wants_transitions else None
+        for task, event in changes:
+            old = task.state
+            new = TaskState.RUNNING if type(event) is Started else event.state  # type: ignore[union-attr]
+            state = advance(old, new)
+            if state is old:
+                log.debug("report_dropped", task=task.uid, state=old.value, reported=new.value)
+                continue
+            task.state = state
+            if transitions is not None:
+                transitions.append((task, old, state))
+            if type(event) is Started:
+                task.started_at = event.at
+                task.ran_on = event.ran_on
+                task.attempt += 1
+                continue
+            assert type(event) is Outcome
+            _record(task, event)
+            del accepted[task.uid]
+            ended.append(task.uid)
+            _resolve(task)
+        if ended and self._waiters:
+            self._wake(ended)
+        if transitions:
+            self._tell(transitions)
+
+    def _wake(self, ended: list[str]) -> None:
+        for waiter in self._waiters:
+            waiter.remaining.difference_update(ended)
+            if not waiter.remaining and not waiter.future.done():
+                waiter.future.set_result(None)
+
+    async def _wait(self, uids: Iterable[str]) -> None:
+        """Wait until these tasks have ended."""
+        remaining = set(uids)
+        if not remaining:
+            return
+        waiter = _Waiter(remaining, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        try:
+            await waiter.future
+        finally:
+            self._waiters.remove(waiter)
+
+    def _tell(self, transitions: list[Transition]) -> None:
+        self._observe(lambda session: self._observer_hooks.tasks_changed(session, transitions))
+
+    def _observe(self, call: Callable[[Session], None]) -> None:
+        try:
+            call(self)
+        except Exception as error:  # an observer watches; what goes wrong in it is not the session's trouble
+            log.error("observer_failed", session=self.uid, exc_info=error)
+
+
+def _record(task: ComputeTask, outcome: Outcome) -> None:
+    """Write how a task ended into it."""
+    task.return_value = outcome.return_value
+    task.exception = outcome.exception
+    task.ended_at = outcome.ended_at or time.time()
+    if outcome.started_at is not None:
+        task.started_at = outcome.started_at
+        task.attempt = task.attempt or 1  # its start was not reported by itself
+    if outcome.ran_on is not None:
+        task.ran_on = outcome.ran_on
+    if task.function is None:
+        task.stdout = outcome.stdout
+        task.stderr = outcome.stderr
+        task.exit_code = outcome.exit_code
+        task.stdout_path = outcome.stdout_path
+        task.stderr_path = outcome.stderr_path
+
+
+def _resolve(task: ComputeTask) -> None:
+    """Settle the task's future; the task lets go of it, so that neither keeps the other alive."""
+    future = task._future
+    task._future = None
+    if future is None or future.done():  # done: whoever waited on it gave up
+        return
+    if task.state is TaskState.DONE:
+        future.set_result(task)
+    else:
+        assert task.exception is not None
+        future.set_exception(task.exception)
+        future.exception()  # seen: the task holds it, nobody has to ask the future
+
+
+def _with_notes(problems: Sequence[BaseException]) -> BaseException:
+    """Return the first of several errors, with the others as its notes."""
+    for other in problems[1:]:
+        problems[0].add_note(f"and: {other}")
+    return problems[0]
+
+
+def _unended(task: ComputeTask, session: str) -> Outcome:
+    """Return the end of a task which cannot be stopped and does not end, when its session does."""
+    if task.state is TaskState.RUNNING:
+        text = f"task {task.uid} still runs and cannot be stopped; session {session} closed without its end"
+    else:
+        text = f"task {task.uid} had not ended when session {session} closed"
+    return Outcome(task.uid, TaskState.FAILED, exception=SessionClosedError(text))
+
+
+def _check_capabilities(task: ComputeTask, runner: BackendRunner) -> None:
+    """Refuse what the backend does not declare.
+
+    Raises:
+        UnsupportedError: naming the task, the backend and the option.
+    """
+    can = runner.backend.capabilities
+    need = task.resources
+    problems = []
+    if task.function is not None and not can.functions:
+        problems.append("run functions")
+    if task.executable is not None and not can.executables:
+        problems.append("run executables")
+    if need is not None:
+        if (need.ranks > 1 or need.cores_per_rank > 1) and not can.ranks:
+            problems.append(f"give a task {need.ranks} ranks of {need.cores_per_rank} cores")
+        if need.gpus_per_rank and not can.gpus:
+            problems.append(f"give a task {need.gpus_per_rank:g} GPUs")
+        if need.memory is not None and not can.memory:
+            problems.append(f"reserve {need.memory} bytes of memory")
+    if task.backend_options and can.options is not None:
+        unknown = [key for key in task.backend_options if key not in can.options]
+        if unknown:
+            known = f"it knows {', '.join(sorted(can.options))}" if can.options else "it knows none"
+            problems.append(f"honour the options {', '.join(map(repr, unknown))} ({known})")
+    if problems:
+        raise UnsupportedError(
+            f"task {task.uid}: backend {runner.name!r} cannot {', nor '.join(problems)}; change the task, or name "
+            f"another backend in it"
+        )
+
+
+def _instances(backends: Backends | None) -> list[ExecutionBackend]:
+    """Turn what the user gave into backends: all of them, or an error."""
+    if backends is None:
+        backends = [settings.default_backend()]
+    if isinstance(backends, str | ExecutionBackend):
+        backends = [backends]
+    if isinstance(backends, Mapping):
+        named = []
+        for name, given in backends.items():
+            backend = _instance(given)
+            backend.name = name
+            named.append(backend)
+    else:
+        named = [_instance(given) for given in backends]
+    if not named:
+        raise SessionError("a session needs at least one backend")
+    return named
+
+
+def _instance(given: object) -> ExecutionBackend:
+    if isinstance(given, str):
+        return get_backend(given)
+    if isinstance(given, ExecutionBackend):
+        return given
+    hint = f"; did you mean {given.__name__}()" if isinstance(given, type) else ""
+    raise InvalidBackendError(f"backends are names or instances of ExecutionBackend, not {describe(given)}{hint}")
+
+
+def _warn_unclosed(uid: str) -> None:
+    warnings.warn(
+        f"session {uid} was never closed: use `async with Session(...)`, or `await session.close()`",
+        UnclosedSessionWarning,
+        stacklevel=2,
+    )
+
+
+def _at_exit(uid: str, runners: list[BackendRunner]) -> None:
+    """Clean up after a session that nobody closed and whose loop is gone."""
+    _warn_unclosed(uid)
+    for runner in runners:
+        with contextlib.suppress(Exception):  # the interpreter is ending: the others must have their turn
+            runner.shutdown_without_loop()

@@ -1,0 +1,48 @@
+"""The states of a task and the one function that decides a change of state.
+
+    NEW -> QUEUED -> RUNNING -> DONE | FAILED | CANCELED
+
+A task may go from QUEUED to any final state: an engine that runs thousands of short tasks a second need not report
+the start of each. A final state is never left.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class TaskState(StrEnum):
+    """Where a task is in its life; compares equal to its own name (`task.state == "DONE"`)."""
+
+    NEW = "NEW"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    DONE = "DONE"
+    FAILED = "FAILED"
+    CANCELED = "CANCELED"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a task in this state has ended."""
+        return self in FINAL_STATES
+
+
+FINAL_STATES: Final = (TaskState.DONE, TaskState.FAILED, TaskState.CANCELED)
+
+_NEXT: Final[dict[TaskState, tuple[TaskState, ...]]] = {
+    TaskState.NEW: (TaskState.QUEUED,),
+    TaskState.QUEUED: (TaskState.RUNNING, *FINAL_STATES),
+    TaskState.RUNNING: FINAL_STATES,
+    TaskState.DONE: (),
+    TaskState.FAILED: (),
+    TaskState.CANCELED: (),
+}
+
+
+def advance(old: TaskState, new: TaskState) -> TaskState:
+    """Return the state that follows when a task in `old` is reported as `new`.
+
+    That is `new` where the change is allowed, and `old` where it is not: a late or repeated report changes nothing.
+    """
+    return new if new in _NEXT[old] else old

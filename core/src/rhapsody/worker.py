@@ -1,0 +1,284 @@
+"""What runs inside an engine's worker process.
+
+A backend ships `TaskBatch.encode()` to wherever its engine runs things, calls `run_batch` there, and gives what comes
+back to `TaskBatch.decode`. This module needs the standard library and cloudpickle, nothing else, and starts nothing at
+import.
+
+On the wire, a batch is one pickle of `(session, functions, shared, items)`. Every function is pickled once for the
+batch, and so is every argument that several of its tasks share; what remains of each task's arguments is pickled by
+itself, so that one task's bad data is one task's failure, and no task sees an object that another has changed. The
+way back is a sequence of frames, one for each task, each a length and a pickle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import pickle
+import socket
+import struct
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, NamedTuple
+
+import cloudpickle
+
+from . import _executable
+from ._executable import Command
+from ._guard import Guard
+
+__all__ = ["Call", "Frame", "dumps", "frames", "guard", "run_batch", "run_function", "stop", "where"]
+
+_LENGTH: Final = struct.Struct("<Q")
+_PLAIN: Final = frozenset({type(None), bool, int, float, str})  # travel as they are, inside the frame
+
+_NOT_THERE: Final = object()
+_waiting: dict[tuple[str, str], None] = {}  # by session and uid: tasks of batches that run here and have not started
+
+guard: Final = Guard()  # ends the executables of this process should it die
+
+
+class Call(NamedTuple):
+    """A function task on the wire.
+
+    Attributes:
+        function: its place among the batch's functions.
+        arguments: pickle of `(args, kwargs)`; None for a call without any.
+        shared: which of them to fill in from the batch's shared values: `(place, number)`, where the place is an
+            index of args or a key of kwargs.
+    """
+
+    function: int
+    arguments: bytes | None
+    shared: tuple[tuple[int | str, int], ...] = ()
+
+
+class Raised(NamedTuple):
+    """An exception on the wire: itself, where it can be pickled, and what can be said of it where it cannot."""
+
+    pickled: bytes | None
+    type_name: str
+    message: str
+    trace: str
+    during: str  # what was being done: "run", "arguments", "result"
+
+
+class Frame(NamedTuple):
+    """How one task ended, on the wire.
+
+    Attributes:
+        uid: the task.
+        kind: what `value` is: "value" itself, "pickle" of it, "raised" a `Raised`, "finished" a `Finished` and the
+            paths of the files of its stdout and stderr, "skipped" nothing.
+        started_at: seconds since the epoch.
+        ended_at: likewise.
+        ran_on: host and process.
+    """
+
+    uid: str
+    kind: str
+    value: Any
+    started_at: float
+    ended_at: float
+    ran_on: str
+
+
+class AsyncFunctions:
+    """Runs coroutines on an event loop of the worker's own, made with the first and kept for the others."""
+
+    def __init__(self) -> None:
+        self._runner: asyncio.Runner | None = None
+
+    def run(self, awaitable: Any) -> Any:
+        """Wait for an awaitable that a function returned."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        if not inspect.iscoroutine(awaitable):
+
+            async def wait() -> Any:
+                return await awaitable
+
+            return self._runner.run(wait())
+        return self._runner.run(awaitable)
+
+    def close(self) -> None:
+        """End the loop, and with it whatever the functions left on it."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+
+    def __enter__(self) -> AsyncFunctions:
+        """Use as a context that closes."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def run_function(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], loops: AsyncFunctions
+) -> Any:
+    """Call a function, and await what it returns where that is a coroutine."""
+    value = function(*args, **kwargs)
+    if inspect.iscoroutine(value):
+        return loops.run(value)
+    return value
+
+
+def run_batch(payload: bytes, report: Callable[[bytes], Any] | None = None) -> bytes:
+    """Run the tasks of a batch, one after the other, in the calling thread.
+
+    Args:
+        payload: what `TaskBatch.encode` returned.
+        report: called with each task's frame as the task ends, before the next one starts. If it raises, the
+            engine is unable to carry reports: this frame and all later ones are in the returned bytes.
+
+    Returns:
+        The frames that were not reported; `TaskBatch.decode` reads both.
+    """
+    session, functions, shared, items = pickle.loads(payload)
+    unreported: list[bytes] = []
+    waiting = dict.fromkeys((session, uid) for uid, _ in items)
+    _waiting.update(waiting)
+    try:
+        with AsyncFunctions() as loops:
+            for uid, work in items:
+                if _waiting.pop((session, uid), _NOT_THERE) is _NOT_THERE:
+                    now = time.time()
+                    frame = Frame(uid, "skipped", None, now, now, where())
+                elif isinstance(work, Call):
+                    frame = _run_call(uid, work, functions, shared, loops)
+                else:
+                    frame = _run_command(session, uid, work)
+                data = encode_frame(frame)
+                if report is not None:
+                    try:
+                        report(data)
+                        continue
+                    except Exception:  # the frame is not lost: it goes back with the result
+                        report = None
+                unreported.append(data)
+    finally:
+        for key in waiting:
+            _waiting.pop(key, None)
+    return b"".join(unreported)
+
+
+def stop(session: str, uid: str, grace: float = _executable.GRACE) -> str | None:
+    """Stop a task of a batch that this process runs; from any thread of it.
+
+    A running executable's process group gets SIGTERM, and SIGKILL after `grace` seconds; this blocks until then.
+
+    Returns:
+        "skipped": the task had not started, and will not. "stopped": it was a running executable. In both cases its
+        frame says so too. None: it has ended, is a running function, or is not in this process.
+    """
+    key = (session, uid)
+    if _waiting.pop(key, _NOT_THERE) is None:
+        return "skipped"
+    return "stopped" if _executable.stop([key], grace) else None
+
+
+def where() -> str:
+    """Return the host and process that this runs on, as `host:pid`."""
+    return _where(os.getpid())  # asked each time: the process may have been forked
+
+
+@functools.lru_cache(maxsize=1)
+def _where(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}"
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle a value: by the fast pickler, and by cloudpickle what that cannot, or must not, pickle.
+
+    Something of `__main__` must travel by value, since the worker's `__main__` is another.
+    """
+    try:
+        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception:  # whatever it was, cloudpickle either can or says better why not
+        data = b"__main__"
+    if b"__main__" in data:
+        data = cloudpickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    return data
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """Return a frame as bytes: its length, and its pickle."""
+    data = pickle.dumps(tuple(frame), pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(data)) + data
+
+
+def frames(data: bytes | bytearray | memoryview) -> Iterator[Frame]:
+    """Read the frames that were written one after the other; an unfinished one at the end is left out."""
+    view = memoryview(data)
+    start = 0
+    while start + _LENGTH.size <= len(view):
+        (length,) = _LENGTH.unpack_from(view, start)
+        end = start + _LENGTH.size + length
+        if end > len(view):
+            return
+        yield Frame(*pickle.loads(view[start + _LENGTH.size : end]))
+        start = end
+
+
+def _run_call(uid: str, call: Call, functions: list[bytes], shared: list[bytes], loops: AsyncFunctions) -> Frame:
+    started = time.time()
+    try:
+        function = _load_function(functions[call.function])
+        args: Sequence[Any] = ()
+        kwargs: dict[str, Any] = {}
+        if call.arguments is not None:
+            args, kwargs = pickle.loads(call.arguments)
+            if call.shared:
+                args = list(args)
+                for place, number in call.shared:
+                    (args if isinstance(place, int) else kwargs)[place] = pickle.loads(shared[number])  # type: ignore[index]
+    except BaseException as error:
+        return Frame(uid, "raised", describe_exception(error, "arguments"), started, time.time(), where())
+    try:
+        value = run_function(function, args, kwargs, loops)
+    except BaseException as error:
+        return Frame(uid, "raised", describe_exception(error, "run"), started, time.time(), where())
+    ended = time.time()
+    if type(value) in _PLAIN:
+        return Frame(uid, "value", value, started, ended, where())
+    try:
+        return Frame(uid, "pickle", dumps(value), started, ended, where())
+    except BaseException as error:
+        return Frame(uid, "raised", describe_exception(error, "result"), started, ended, where())
+
+
+def _run_command(session: str, uid: str, command: Command) -> Frame:
+    started = time.time()
+    command = Command(*command)
+    finished = _executable.run((session, uid), command, guard)
+    value = (tuple(finished), (command.stdout_path, command.stderr_path))
+    return Frame(uid, "finished", value, started, time.time(), where())
+
+
+@functools.lru_cache(maxsize=256)
+def _load_function(pickled: bytes) -> Callable[..., Any]:
+    function: Callable[..., Any] = pickle.loads(pickled)
+    return function
+
+
+def describe_exception(error: BaseException, during: str) -> Raised:
+    """Make an exception ready to travel."""
+    trace = "".join(traceback.format_exception(error))
+    try:
+        message = str(error)
+    except Exception as failure:
+        message = f"(its message cannot be shown: {type(failure).__name__})"
+    try:
+        pickled = dumps(error)
+    except Exception:  # its name, message and traceback travel instead
+        pickled = None
+    return Raised(pickled, type(error).__qualname__, message, trace, during)
