@@ -1,0 +1,184 @@
+"""Starts, connects to and closes a Dask cluster; knows nothing of tasks.
+
+Dask's side of the backend runs on one event loop, the *engine's loop*: that of the user's client or cluster where they
+gave one, and otherwise a loop in a thread of our own. A scheduler on the user's own loop would stand still whenever
+their code computes; on its own thread it goes on feeding the workers, at the same cost per unit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import multiprocessing
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final, TypeVar
+
+from distributed import Client, LocalCluster, Nanny, Worker
+from distributed.deploy.cluster import Cluster
+from rhapsody.errors import BackendConfigurationError, BackendStartError
+
+T = TypeVar("T")
+
+QUIET: Final = {"dashboard_address": None}  # a port that is taken is a warning on the user's terminal
+
+
+def cluster_keywords() -> set[str]:
+    """Return the keywords that LocalCluster takes, its own and those that it passes on to workers."""
+    words: set[str] = set()
+    for kind in (LocalCluster, Nanny, Worker):
+        for name, parameter in inspect.signature(kind.__init__).parameters.items():
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in ("self", "scheduler_ip"):
+                words.add(name)
+    return words
+
+
+class LoopThread:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="rhapsody-dask", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            left = asyncio.all_tasks(self.loop)
+            for task in left:
+                task.cancel()
+            if left:
+                self.loop.run_until_complete(asyncio.wait(left, timeout=2))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+            self.loop.close()
+
+    def stop(self) -> None:
+        """End the loop and its thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+
+
+class Engine:
+    """A cluster and a client of it, ours or the user's.
+
+    Args:
+        keywords: for the LocalCluster to start, where neither of the others is given.
+        cluster: the user's cluster, or the address of its scheduler.
+        client: the user's client.
+
+    Attributes:
+        client: connected, once `open` has returned; its methods belong to the engine's loop.
+        loop: the engine's.
+    """
+
+    def __init__(
+        self, keywords: Mapping[str, Any], cluster: Cluster | str | None = None, client: Client | None = None
+    ) -> None:
+        self._keywords = keywords
+        self._given_cluster = cluster
+        self._given_client = client
+        self._thread: LoopThread | None = None
+        self._own_cluster: LocalCluster | None = None
+        self._own_client: Client | None = None
+        self._client: Client | None = client
+        if client is not None:
+            self.loop = _loop_of(client)
+        elif isinstance(cluster, Cluster):
+            self.loop = _loop_of(cluster)
+        else:
+            self._thread = LoopThread()
+            self.loop = self._thread.loop
+
+    @property
+    def client(self) -> Client:
+        """The connected client."""
+        assert self._client is not None, "the engine is open"
+        return self._client
+
+    @property
+    def is_adaptive(self) -> bool | None:
+        """Whether the cluster adds workers by itself when there is work; None if it cannot be told from here."""
+        cluster = self._own_cluster or getattr(self.client, "cluster", None)
+        return None if cluster is None else getattr(cluster, "_adaptive", None) is not None
+
+    @property
+    def address(self) -> str:
+        """Of the scheduler."""
+        scheduler = getattr(self._client, "scheduler", None)
+        return getattr(scheduler, "address", None) or "(not connected)"
+
+    async def run(self, work: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        """Await a coroutine of the engine's loop from any other, or from itself.
+
+        If the caller is cancelled, so is the work.
+        """
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(*args), self.loop))
+
+    async def open(self) -> None:
+        """Start what is to be started, and connect. On the engine's loop.
+
+        Raises:
+            BackendStartError: the cluster did not start, or nobody listens.
+        """
+        if self._given_client is not None:
+            if self._given_client.asynchronous:
+                await self._given_client  # one that was not awaited yet connects now
+            if self._given_client.status != "running":
+                raise BackendStartError(f"the Dask client that was given is {self._given_client.status}")
+            return
+        target = self._given_cluster
+        if target is None:
+            target = self._own_cluster = await self._start_cluster()
+        try:
+            self._own_client = self._client = await Client(
+                target, asynchronous=True, set_as_default=False, name="rhapsody"
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BackendStartError(
+                f"no Dask scheduler answers at {target if isinstance(target, str) else target!r}: {error}"
+            ) from error
+
+    async def _start_cluster(self) -> LocalCluster:
+        if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+            raise BackendStartError(
+                "the script starts its session again in each Dask worker, because Dask's workers import it: put what "
+                "starts the session under `if __name__ == '__main__':`"
+            )
+        try:
+            return await LocalCluster(**{**QUIET, **self._keywords, "asynchronous": True})
+        except (TypeError, ValueError) as error:
+            raise BackendConfigurationError(f"LocalCluster refused {dict(self._keywords)!r}: {error}") from error
+        except (OSError, RuntimeError) as error:
+            raise BackendStartError(f"LocalCluster did not start: {error}") from error
+
+    async def close(self) -> None:
+        """Close what was opened here, the client first: otherwise both complain. On the engine's loop."""
+        client, self._own_client = self._own_client, None
+        cluster, self._own_cluster = self._own_cluster, None
+        try:
+            if client is not None:
+                await _bounded(client.close(), 5)
+        finally:
+            if cluster is not None:
+                await _bounded(cluster.close(), 15)
+
+    def end(self) -> None:
+        """End our thread, if there is one; blocks."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
+
+
+def _loop_of(given: Client | Cluster) -> asyncio.AbstractEventLoop:
+    loop = getattr(given.loop, "asyncio_loop", None)
+    if loop is None or loop.is_closed():
+        raise BackendConfigurationError(f"{given!r} has no running event loop: it was closed, or never started")
+    return loop  # type: ignore[no-any-return]  # tornado ships no types for it
+
+
+async def _bounded(work: Awaitable[Any], seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        await work

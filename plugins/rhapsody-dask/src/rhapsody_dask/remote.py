@@ -1,0 +1,423 @@
+"""What runs inside Dask's own processes: units on the workers, and a watcher on the scheduler.
+
+A worker reports through the event stream that it has with the scheduler (`Worker.log_event`), on a topic that only our
+client reads. That is ordered, needs no round trip, and costs less than fetching a result: what a unit returns through
+Dask is only what is too large for it. The messages, all of them lists whose first element is one of the words below:
+
+    [STARTED, number, address, uid, time, attempt]  the worker begins with a unit
+    [FRAMES, number, frames, uid, time]             tasks that have ended, and the one that runs now
+    [FINAL, number, frames, more]                   the unit has ended; with `more`, the rest is its Dask result
+    [MOVED, number, address]                        refused: the unit was on another worker before, which was lost
+    [JOINED, worker] and [LEFT, address]            from the scheduler: the workers
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final
+
+import rhapsody.worker
+from distributed import Scheduler, Worker, get_worker
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+STARTED, FRAMES, FINAL, MOVED, JOINED, LEFT = "started", "frames", "final", "moved", "joined", "left"
+
+LEFT_BEHIND: Final = "rhapsody_left"  # annotation: the workers that were lost with the unit
+EVENT_LIMIT: Final = 128 * 1024  # bytes; a larger frame travels as the unit's result
+REPORT_EVERY: Final = 0.05  # seconds: what has ended is held back at most this long
+REMEMBERED: Final = 4096  # units that a worker remembers, more than a client has in flight on one
+
+_RECORD: Final = struct.Struct("<Q8s")  # number of a unit, digest of the task that it is at
+
+
+# -- on the workers ---------------------------------------------------------------------------------------------------
+
+
+class Ledger:
+    """Says which task each unit of this worker is at, in a file that outlives the worker.
+
+    It is written before the task starts, so that after a worker's death one can tell what never began. The file is
+    mapped into memory: the operating system keeps what was written, whatever ends the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("wb+") as file:
+            file.truncate(_RECORD.size * REMEMBERED)
+            self._map = mmap.mmap(file.fileno(), 0)
+        self._next = 0
+
+    def open(self, number: int) -> int:
+        """Reserve a place for a unit; the oldest one's is used again."""
+        place = self._next
+        self._next = (place + 1) % REMEMBERED
+        self.write(place, number, bytes(8))
+        return place
+
+    def write(self, place: int, number: int, task: bytes) -> None:
+        """Note the task that is about to start."""
+        _RECORD.pack_into(self._map, place * _RECORD.size, number, task)
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._map.close()
+        self._path.unlink(missing_ok=True)
+
+
+def digest(uid: str) -> bytes:
+    """Return what stands for a task in a ledger."""
+    return blake2b(uid.encode(), digest_size=8).digest()
+
+
+def ledger_path(directory: str, token: str) -> Path:
+    """Return where the worker whose scratch folder this is keeps its ledger: beside that folder, which Dask deletes."""
+    folder = Path(directory)
+    return folder.parent / f"rhapsody-{token}-{folder.name}"
+
+
+def read_ledger(path: str) -> dict[int, bytes] | None:
+    """Return the task that each unit was at, by its digest; None if the file is not here."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError:  # the worker ran on another host, or never began a unit and so never made it
+        return None
+    return {number: task for number, task in _RECORD.iter_unpack(data) if number}
+
+
+class Unit:
+    """One unit that this worker runs; reports for it."""
+
+    def __init__(self, side: WorkerSide, number: int) -> None:
+        self._side = side
+        self._number = number
+        self._place = side.ledger.open(number)
+        self._lock = threading.Lock()
+        self._withdrawn: set[str] = set()
+        self._begun: set[str] = set()
+        self._ended: list[bytes] = []  # frames that have not been reported
+        self._large: list[bytes] = []  # frames that are too large to be
+        self._current: tuple[str, float] | None = None  # the running task, until it is reported
+        self._armed = False
+
+    def claim(self, uid: str) -> bool:
+        """Answer whether a task may start now, and note that it does."""
+        with self._lock:
+            if uid in self._withdrawn:
+                return False
+            self._side.ledger.write(self._place, self._number, digest(uid))
+            first = not self._begun
+            self._begun.add(uid)
+            now = time.time()
+            if not first:
+                self._current = (uid, now)
+                if not self._armed:
+                    self._armed = True
+                    self._side.worker.loop.add_callback(self._side.worker.loop.call_later, REPORT_EVERY, self._flush)
+                return True
+        self._side.post([STARTED, self._number, self._side.worker.address, uid, now, 1])
+        return True
+
+    def report(self, frame: bytes) -> None:
+        """Keep what a task reported, for the next message."""
+        with self._lock:
+            self._current = None
+            (self._large if len(frame) > EVENT_LIMIT else self._ended).append(frame)
+
+    def withdraw(self, uids: Iterable[str]) -> list[str]:
+        """Keep tasks that have not begun from beginning. Returns which these are."""
+        with self._lock:
+            stopped = [uid for uid in uids if uid not in self._begun]
+            self._withdrawn.update(stopped)
+            return stopped
+
+    def attempt(self, uid: str, attempt: int) -> None:
+        """Report that a task runs again."""
+        self._side.post([STARTED, self._number, self._side.worker.address, uid, time.time(), attempt])
+
+    def finish(self) -> bytes | None:
+        """Report the end of the unit. Returns what is too large for a report."""
+        with self._lock:
+            ended, self._ended, self._current = self._ended, [], None
+        self._side.post([FINAL, self._number, b"".join(ended), bool(self._large)])
+        return b"".join(self._large) if self._large else None
+
+    def _flush(self) -> None:
+        with self._lock:
+            ended, self._ended = self._ended, []
+            current, self._current = self._current, None
+            self._armed = False
+        if ended or current:
+            uid, since = current or (None, 0.0)
+            self._side.post([FRAMES, self._number, b"".join(ended), uid, since])
+
+
+class WorkerSide:
+    """What a worker knows of one backend's units."""
+
+    def __init__(self, worker: Worker, token: str) -> None:
+        self.worker = worker
+        self.post: Callable[[list[Any]], None] = partial(worker.log_event, token)
+        self.ledger = Ledger(ledger_path(worker.local_directory, token))
+        self._lock = threading.Lock()
+        self._running: dict[int, Unit] = {}
+        self._ended: dict[int, None] = {}
+        self._withdrawn: set[int] = set()
+
+    def begin(self, number: int) -> Unit | None:
+        """Begin a unit; None if it was withdrawn."""
+        with self._lock:
+            if number in self._withdrawn:
+                self._withdrawn.discard(number)
+                return None
+            unit = self._running[number] = Unit(self, number)
+            return unit
+
+    def end(self, number: int) -> None:
+        """Forget a unit but for its number."""
+        with self._lock:
+            del self._running[number]
+            self._ended[number] = None
+            while len(self._ended) > REMEMBERED:
+                del self._ended[next(iter(self._ended))]
+
+    def is_running(self, number: int) -> bool:
+        """Return whether the unit has begun and not ended."""
+        return number in self._running
+
+    def withdraw(self, number: int, uids: list[str]) -> list[str] | None:
+        """Withdraw tasks of a unit that has begun, or the unit.
+
+        Returns: the tasks that will not begin; None if the unit has not begun, and now never will.
+        """
+        with self._lock:
+            unit = self._running.get(number)
+            if unit is None:
+                if number in self._ended:
+                    return []
+                self._withdrawn.add(number)
+                return None
+        return unit.withdraw(uids)
+
+
+_sides: dict[tuple[str, str], WorkerSide] = {}  # by worker and backend: threads of one process can be several workers
+_sides_lock = threading.Lock()
+
+
+def side_of(worker: Worker, token: str) -> WorkerSide:
+    """Return what this worker knows of a backend; made with the first unit."""
+    key = (worker.address, token)
+    with _sides_lock:
+        side = _sides.get(key)
+        if side is None:
+            side = _sides[key] = WorkerSide(worker, token)
+        return side
+
+
+def run_unit(payload: bytes, token: str, number: int, retries: int) -> bytes | None:
+    """Run a unit in a thread of a worker.
+
+    Args:
+        payload: what `TaskBatch.encode` returned.
+        token: the backend's topic.
+        number: of the unit.
+        retries: how often a task that fails is run again, here; and how many lost workers the unit may leave behind.
+
+    Returns:
+        The frames that are too large for a report.
+    """
+    worker = get_worker()
+    side = side_of(worker, token)
+    left = (worker.state.tasks[worker.get_current_task()].annotations or {}).get(LEFT_BEHIND, ())
+    if len(left) > retries:
+        side.post([MOVED, number, left[-1]])
+        return None
+    unit = side.begin(number)
+    if unit is None:
+        return None
+    try:
+        if not retries:
+            rest = rhapsody.worker.run_batch(payload, unit.report, unit.claim)
+            assert not rest, "every frame was reported"
+        else:
+            _run_again_and_again(payload, unit, retries)
+        return unit.finish()
+    finally:
+        side.end(number)
+
+
+def _run_again_and_again(payload: bytes, unit: Unit, retries: int) -> None:
+    for attempt in range(1, retries + 2):
+        data = rhapsody.worker.run_batch(payload, None, unit.claim if attempt == 1 else None)
+        frames = list(rhapsody.worker.frames(data))
+        if attempt > retries or not any(map(_has_failed, frames)):
+            if data:
+                unit.report(data)
+            return
+        unit.attempt(frames[0].uid, attempt + 1)
+
+
+def _has_failed(frame: rhapsody.worker.Frame) -> bool:
+    if frame.kind == "finished":
+        exit_code, _, _, stopped, *_ = frame.value[0]
+        return exit_code != 0 and not stopped
+    return frame.kind == "raised"
+
+
+async def withdraw_on_worker(
+    token: str, units: Mapping[int, list[str]], dask_worker: Worker
+) -> dict[int, list[str] | None]:
+    """Withdraw tasks on this worker; see `WorkerSide.withdraw`."""
+    side = side_of(dask_worker, token)
+    return {number: side.withdraw(number, uids) for number, uids in units.items()}
+
+
+async def stop_on_worker(token: str, session: str, tasks: Mapping[int, str], dask_worker: Worker) -> list[str]:
+    """Stop the executables of these units, one in each. Returns the uids of those that were running."""
+    side = side_of(dask_worker, token)
+
+    async def stop(number: int, uid: str) -> bool:
+        while side.is_running(number):  # it may have begun and not yet started its process
+            if await asyncio.to_thread(rhapsody.worker.stop, session, uid):
+                return True
+            await asyncio.sleep(0.02)
+        return False
+
+    stopped = await asyncio.gather(*(stop(number, uid) for number, uid in tasks.items()))
+    return [uid for uid, was_running in zip(tasks.values(), stopped, strict=True) if was_running]
+
+
+def forget_on_worker(token: str, dask_worker: Worker) -> None:
+    """Remove what a backend left on this worker, and the ledgers of workers that died beside it."""
+    with _sides_lock:
+        side = _sides.pop((dask_worker.address, token), None)
+    if side is not None:
+        side.ledger.close()
+    for path in Path(dask_worker.local_directory).parent.glob(f"rhapsody-{token}-*"):
+        if side is None or not path.name.endswith(Path(dask_worker.local_directory).name):
+            path.unlink(missing_ok=True)
+
+
+# -- on the scheduler -------------------------------------------------------------------------------------------------
+
+
+class Watcher(SchedulerPlugin):
+    """Tells one client of the workers, and marks units that were on a worker when it was lost.
+
+    The scheduler runs the task of a lost worker again on another. The mark goes with the unit to the next worker,
+    which refuses it: a task may have effects, and runs at most once unless the user said otherwise.
+    """
+
+    def __init__(self, scheduler: Scheduler, token: str, client: str) -> None:
+        self.name = f"rhapsody-{token}"
+        self._scheduler = scheduler
+        self._token = token
+        self._client = client
+        self._workers = set(scheduler.workers)
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Report a worker that joins."""
+        self._workers.add(worker)
+        scheduler.log_event(self._token, [JOINED, describe_worker(scheduler, worker)])
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
+        """Report a worker that leaves."""
+        self._workers.discard(worker)
+        scheduler.log_event(self._token, [LEFT, worker])
+
+    def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
+        """Mark our units that are taken from a worker which is gone."""
+        if finish != "released" or start not in ("processing", "memory"):
+            return
+        if not isinstance(key, str) or not key.startswith(self.name):
+            return
+        scheduler = self._scheduler
+        gone = self._workers.difference(scheduler.workers)  # `remove_worker` is called after the transitions
+        task = scheduler.tasks.get(key)
+        if gone and task is not None:
+            annotations = dict(task.annotations or {})
+            annotations[LEFT_BEHIND] = [*annotations.get(LEFT_BEHIND, ()), *gone]
+            task.annotations = annotations
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Keep none of our messages: the scheduler would remember the last thousand."""
+        if topic == self._token:
+            self._scheduler._broker.truncate(topic)
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """Leave with the client, however that ended."""
+        if client == self._client:
+            scheduler.plugins.pop(self.name, None)
+            scheduler._broker._topics.pop(self._token, None)
+
+
+def describe_worker(scheduler: Scheduler, address: str) -> dict[str, Any]:
+    """Return the fields of `WorkerInfo`."""
+    worker = scheduler.workers[address]
+    packages = worker.versions.get("packages") or {}
+    return {
+        "address": address,
+        "name": worker.name if isinstance(worker.name, int | str) else str(worker.name),
+        "host": worker.host,
+        "threads": worker.nthreads,
+        "resources": dict(worker.resources),
+        "packages": {name: packages.get(name) for name in ("python", "cloudpickle")},
+        "directory": worker.local_directory,
+    }
+
+
+def attach(token: str, client: str, dask_scheduler: Scheduler) -> list[dict[str, Any]]:
+    """Begin to watch for a client. Returns the workers, of which it will learn from now on by messages."""
+    watcher = Watcher(dask_scheduler, token, client)
+    dask_scheduler.add_plugin(watcher, name=watcher.name)
+    dask_scheduler.subscribe_topic(token, client)
+    return [describe_worker(dask_scheduler, address) for address in dask_scheduler.workers]
+
+
+def detach(token: str, client: str, dask_scheduler: Scheduler) -> None:
+    """Stop watching."""
+    watcher = dask_scheduler.plugins.get(f"rhapsody-{token}")
+    if watcher is not None:
+        watcher.remove_client(dask_scheduler, client)
+
+
+WITHDRAWN, GONE, UNKNOWN = "withdrawn", "gone", "unknown"
+
+
+def withdraw_on_scheduler(
+    client: str, expected: Mapping[str, str | None], dask_scheduler: Scheduler
+) -> dict[str, tuple[str, str | None]]:
+    """Take back units that no worker has, or that are where they were expected.
+
+    Args:
+        client: whose they are.
+        expected: by key, the worker that has promised not to begin with the unit; None if nobody has.
+
+    Returns:
+        For each key WITHDRAWN; or "processing" and the worker that has it; GONE if it has ended or was lost with a
+        worker; UNKNOWN if it has not arrived yet.
+    """
+    fates: dict[str, tuple[str, str | None]] = {}
+    take: list[str] = []
+    for key, address in expected.items():
+        task = dask_scheduler.tasks.get(key)
+        if task is None:
+            fates[key] = (UNKNOWN, None)
+        elif task.state == "processing" and task.processing_on.address != address:
+            fates[key] = ("processing", task.processing_on.address)
+        elif task.state in ("memory", "erred", "forgotten") or LEFT_BEHIND in (task.annotations or {}):
+            fates[key] = (GONE, None)
+        else:
+            fates[key] = (WITHDRAWN, None)
+            take.append(key)
+    if take:
+        dask_scheduler.client_releases_keys(take, client, f"rhapsody-withdraw-{uuid.uuid4().hex[:8]}")
+    return fates
