@@ -158,8 +158,8 @@ class RadicalExecutionBackend(ExecutionBackend):
                 results[uid] = CancelResult.STOPPED if uid == running else CancelResult.NEVER_STARTED
             if running is None or running in uids:
                 stop.append(held.uid)
-            elif held.folder is not None:  # what runs is not to be harmed: the unit ends after it
-                await asyncio.to_thread((held.folder / unit.STOP).touch)
+            elif held.folder is not None:  # what runs is not to be harmed: the unit passes over the others
+                await asyncio.to_thread(unit.write_cancel, held.folder, held.canceled)
         if stop:
             self._process.cancel(stop)
         return results
@@ -198,11 +198,12 @@ class RadicalExecutionBackend(ExecutionBackend):
             self._submit_unit(batch, functions)
 
     def _submit_unit(self, batch: TaskBatch, tasks: list[ComputeTask]) -> None:
+        assert self._context is not None
         uid = self._next_uid()
         folder = self._folder / "units" / uid
         folder.mkdir()
         (folder / unit.PAYLOAD).write_bytes(batch.encode())
-        command = [sys.executable, "-m", "rhapsody_radical.unit", str(folder)]
+        command = [sys.executable, "-m", "rhapsody_radical.unit", str(folder), self._context.session]
         alone = tasks[0] if len(tasks) == 1 else None
         self._send([Held(uid, batch, tasks, folder)], [description.describe_unit(command, uid, alone)])
 

@@ -24,11 +24,12 @@ from urllib.parse import urlsplit
 
 EXECUTING: Final = "AGENT_EXECUTING"
 FINAL: Final = frozenset({"DONE", "FAILED", "CANCELED"})
+CANCEL_WITHIN: Final = 5.0  # seconds for the pilot to end when it is asked to
 _TAIL: Final = 4096  # bytes of each of the pilot's error files that travel with its failure
 _ERROR_FILES: Final = ("bootstrap_0.err", "agent_0.err", "agent_0.out", "bootstrap_0.out")
 
 
-class Closed(Exception):  # noqa: N818 - not an error: the owner said enough
+class Closed(Exception):
     """The owner wants no pilot any more."""
 
 
@@ -43,7 +44,10 @@ class Bridge:
         self._closing = threading.Event()
         self._reported: set[str] = set()
         self._executing: set[str] = set()
-        self._tasks: Any = None  # the task manager, once there is one
+        self._rp: Any = None  # the module; these are there once the pilot was submitted
+        self._tasks: Any = None
+        self._pilots: Any = None
+        self._pilot: Any = None
         self._pilot_files: Path | None = None
 
     def run(self) -> None:
@@ -53,7 +57,7 @@ class Bridge:
         threading.Thread(target=self._read_commands, name="bridge-commands", daemon=True).start()
         session = None
         try:
-            import radical.pilot as rp  # noqa: PLC0415 - half a second, and only here
+            import radical.pilot as rp  # half a second, and only here
 
             self._check()
             session = rp.Session(uid=self._config["sid"], cfg=self._config["session"])
@@ -67,6 +71,7 @@ class Bridge:
             self._closing.wait()
         finally:
             if session is not None:
+                self._end_pilot()
                 session.close(download=False)
             self._events.put(None)
             writer.join(5)
@@ -90,10 +95,20 @@ class Bridge:
         if url.scheme in ("", "file"):
             self._pilot_files = Path(url.path)
         tasks.add_pilots(pilot)
-        self._rp, self._tasks, self._pilot = rp, tasks, pilot
+        self._rp, self._tasks, self._pilots, self._pilot = rp, tasks, pilots, pilot
         self._send({"event": "submitted", "sandbox": str(self._pilot_files or "")})
         pilot.register_callback(self._on_pilot)
         self._on_pilot(pilot)  # what it became before the callback was in place
+
+    def _end_pilot(self) -> None:
+        """Have the pilot end before its session does, which otherwise races with its own message to the launcher."""
+        pilots, pilot = self._pilots, self._pilot
+        if pilot is None:
+            return
+        if pilot.state == "PMGR_ACTIVE":  # its agent listens, and ends its tasks
+            pilots.cancel_pilots(pilot.uid, _timeout=CANCEL_WITHIN)
+        if pilot.state not in FINAL:  # it waits in a queue, or its agent does not answer
+            pilots.kill_pilots(pilot.uid, _timeout=CANCEL_WITHIN)
 
     def _on_pilot(self, pilots: Any) -> None:
         for pilot in pilots if isinstance(pilots, list) else [pilots]:

@@ -38,7 +38,7 @@ def become_subreaper() -> bool:
     """Adopt orphaned descendants. Returns False where the system has no such thing."""
     if not sys.platform.startswith("linux"):
         return False
-    return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
 def descendants(root: int) -> list[int]:

@@ -166,24 +166,21 @@ class Ledger:
         """Settle the tasks of a unit that ended: nearly always all of them are settled already."""
         assert held.folder is not None
         events = self._read(held)
-        stopped = state is TaskState.CANCELED or (held.folder / unit_files.STOP).exists()
-        running, waiting = held.open[:1], held.open[1:]
-        if not held.started and state is not TaskState.CANCELED:
-            running, waiting = held.open, []  # its Python did not even start: so it would elsewhere
-        elif held.started and state is TaskState.DONE:
-            running, waiting = [], held.open  # it stopped between two tasks
-        for task in running:
-            if stopped and task.uid in held.canceled:
-                events.append(Outcome(task.uid, TaskState.CANCELED))
-            elif not held.started and state is TaskState.CANCELED:
-                waiting = [task, *waiting]
-            else:
-                events.append(Outcome(task.uid, TaskState.FAILED, exception=_lost(task, details)))
-        events += [Outcome(task.uid, TaskState.CANCELED) for task in waiting if task.uid in held.canceled]
-        if back := [task.uid for task in waiting if task.uid not in held.canceled]:
-            events.append(Returned(back))
         if state is TaskState.DONE:  # a unit that failed is kept, for whoever wants to know why
             shutil.rmtree(held.folder, ignore_errors=True)
+        back: list[str] = []
+        for place, task in enumerate(held.open):
+            was_running = state is TaskState.DONE or place == 0
+            if not held.started:  # its Python did not start, and would not elsewhere
+                was_running = state is not TaskState.CANCELED
+            if task.uid in held.canceled and (state is TaskState.CANCELED or not was_running):
+                events.append(Outcome(task.uid, TaskState.CANCELED))
+            elif was_running:
+                events.append(Outcome(task.uid, TaskState.FAILED, exception=_lost(task, details)))
+            else:
+                back.append(task.uid)
+        if back:
+            events.append(Returned(back))
         return events
 
     # -- executables -------------------------------------------------------------------------------------------------
@@ -209,9 +206,11 @@ class Ledger:
             return (outcome.stderr or "")[-_TAIL:]
         if task.capture_stdio:
             name = quote(task.uid, safe="")
-            outcome.stdout_path = shutil.move(out, self._captured() / f"{name}.out")
-            outcome.stderr_path = shutil.move(err, self._captured() / f"{name}.err")
-            return _read_bounded(Path(outcome.stderr_path), _TAIL)[-_TAIL:]
+            captured = [self._captured() / f"{name}{source.suffix}" for source in (out, err)]
+            for source, target in zip((out, err), captured, strict=True):
+                shutil.move(source, target)
+            outcome.stdout_path, outcome.stderr_path = map(str, captured)
+            return _read_bounded(captured[1], _TAIL)[-_TAIL:]
         outcome.stdout, outcome.stderr = _read_bounded(out, KEEP), _read_bounded(err, KEEP)
         return outcome.stderr[-_TAIL:]
 
@@ -235,7 +234,7 @@ class Ledger:
 def _lost(task: ComputeTask, details: Mapping[str, Any]) -> WorkerLostError:
     code = details.get("exit_code")
     ended = f"with exit code {code}" if code is not None else "without an exit code"
-    said = details.get("stderr") or details.get("exception") or ""
+    said = details.get("stderr") or ""
     return WorkerLostError(f"task {task.uid}: the process that ran it on the pilot ended {ended}\n{said}".rstrip())
 
 

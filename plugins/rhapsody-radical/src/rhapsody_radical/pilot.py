@@ -91,14 +91,13 @@ class PilotProcess:
             )
         self._write_configuration(scripts)
         environment = client_environment(os.environ, self._folder, scripts)
+        keeper = str(Path(__file__).with_name("keeper.py"))
+        client = [sys.executable, "-m", "rhapsody_radical.bridge", str(self._folder / "bridge.json")]
         reader, self._lifeline = os.pipe()
         try:
             with self.log.open("ab") as log:
                 self._keeper = subprocess.Popen(
-                    [
-                        *(sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py")), str(reader), self._sid),
-                        *("--", sys.executable, "-m", "rhapsody_radical.bridge", str(self._folder / "bridge.json")),
-                    ],
+                    [sys.executable, "-I", "-S", keeper, str(reader), self._sid, "--", *client],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,

@@ -116,7 +116,7 @@ def _check(given: Mapping[str, Any]) -> None:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise BackendConfigurationError(f"radical: {key} must be {wanted}, not {describe(value)}")
-        if key in _AT_LEAST and value < _AT_LEAST[key]:
+        if isinstance(value, int) and value < _AT_LEAST.get(key, value):
             raise BackendConfigurationError(f"radical: {key} must be at least {_AT_LEAST[key]}, not {value}")
 
 

@@ -1,8 +1,8 @@
-"""Runs the functions of one unit on the pilot: `python -m rhapsody_radical.unit FOLDER`.
+"""Runs the functions of one unit on the pilot: `python -m rhapsody_radical.unit FOLDER SESSION`.
 
 FOLDER holds `payload`, the encoded batch. What each task came to is appended to `frames` as it ends, so that the
-results of a unit that dies are not lost, and the session hears of each task at once. A file `stop` in the folder ends
-the unit before its next task.
+results of a unit that dies are not lost, and the session hears of each task at once. A file `cancel` in the folder
+names tasks that are not to be started any more.
 """
 
 from __future__ import annotations
@@ -10,19 +10,15 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 PAYLOAD: Final = "payload"
 FRAMES: Final = "frames"
-STOP: Final = "stop"
+CANCEL: Final = "cancel.json"
 SEARCH_PATH: Final = "search_path.json"  # beside the folder: where the session's process finds its modules
 _LENGTH: Final = struct.Struct("<Q")
-
-
-class Stopped(BaseException):
-    """The session wants no further task of this unit; not an Exception, which `run_batch` would survive."""
 
 
 def encode(frame: bytes) -> bytes:
@@ -41,17 +37,28 @@ def complete(data: bytes, start: int = 0) -> Iterator[tuple[bytes, int]]:
         start = end
 
 
-def run(folder: Path) -> None:
-    """Run the unit in a folder."""
-    from rhapsody.worker import run_batch  # noqa: PLC0415 - after `main` has set the search path
+def write_cancel(folder: Path, uids: Iterable[str]) -> None:
+    """Name the tasks of a unit that are not to be started any more."""
+    path = folder / CANCEL
+    written = path.with_suffix(".new")
+    written.write_text(json.dumps(sorted(uids)))
+    written.replace(path)
 
-    stop = folder / STOP
+
+def run(folder: Path, session: str) -> None:
+    """Run the unit in a folder."""
+    from rhapsody.worker import run_batch, stop  # after `main` has set the search path
+
     with (folder / FRAMES).open("wb", buffering=0) as frames:  # its being there says that the first task starts
 
         def report(frame: bytes) -> None:
             frames.write(encode(frame))
-            if stop.exists():
-                raise Stopped
+            try:
+                canceled = (folder / CANCEL).read_bytes()
+            except FileNotFoundError:
+                return
+            for uid in json.loads(canceled):
+                stop(session, uid)
 
         rest = run_batch((folder / PAYLOAD).read_bytes(), report)
         if rest:
@@ -63,10 +70,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     known = set(sys.path)
     sys.path += [entry for entry in json.loads((folder.parent / SEARCH_PATH).read_text()) if entry not in known]
-    try:
-        run(folder)
-    except Stopped:
-        sys.exit(0)
+    run(folder, sys.argv[2])
 
 
 if __name__ == "__main__":
