@@ -31,7 +31,7 @@ Kind = Literal["launcher", "attached", "own"]
 Report = Callable[[str], None]
 
 #: Seconds in which a runtime must be up and attached to (measured: 3.5 on two cores, 16 on a busy machine).
-START_DEADLINE: Final = 60.0
+START_DEADLINE: Final = 50.0
 #: Seconds for a detach that may find nobody at the other end.
 DETACH_DEADLINE: Final = 5.0
 #: Seconds for the watchdog to leave nothing; its own bounds add up to less.
@@ -92,10 +92,10 @@ class DragonRuntime:
         for listener in listeners:
             listener(self.lost)
 
-    def _start(self, deadline: float, report: Report) -> None:
+    def _start(self, deadline: float, report: Report, give_up: threading.Event) -> None:
         until = time.monotonic() + deadline
         self._watchdog = _Watchdog(deadline=max(1.0, deadline - 2.0))
-        info, attach_dir = self._watchdog.wait_until_ready(until, report)
+        info, attach_dir = self._watchdog.wait_until_ready(until, report, give_up)
         report("attach")
         before = os.environ.get("DRAGON_ATTACH_DIR")
         os.environ["DRAGON_ATTACH_DIR"] = attach_dir
@@ -192,26 +192,26 @@ class _Watchdog:
         if tell is not None:
             tell(message.get("lost") or "it was told to")
 
-    def wait_until_ready(self, until: float, report: Report) -> tuple[dict[str, Any], str]:
+    def wait_until_ready(
+        self, until: float, report: Report, give_up: threading.Event
+    ) -> tuple[dict[str, Any], str]:
         """Wait for the runtime to be up; ends it and raises BackendStartError, naming the part, if it does not come."""
         part = "launcher"
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._starting or self._ready or self._over, max(0.0, until - time.monotonic())
-                )
+                self._changed.wait_for(lambda: self._starting or self._ready or self._over, 0.1)
                 news, self._starting = self._starting, []
                 ready, over = self._ready, self._over
-            for part in news:
+            for part in news:  # noqa: B007 - the last one is what is waited for now
                 report(part)
             if ready is not None:
                 return ready["ready"], ready["attach_dir"]
             if over is not None:
                 self.end()
                 raise _start_error(over.get("failed", part), over.get("detail") or over.get("lost") or "no reason given")
-            if time.monotonic() >= until:
+            if give_up.is_set() or time.monotonic() >= until:
                 self.end()
-                raise _start_error(part, "the deadline has passed")
+                raise _start_error(part, "interrupted" if give_up.is_set() else "the deadline has passed")
 
     def watch(self, on_lost: Callable[[str], None]) -> None:
         """From now on say so when the runtime ends by itself."""
@@ -238,10 +238,13 @@ class _Watchdog:
         self._thread.join(END_DEADLINE)
 
 
-def acquire(report: Report, deadline: float = START_DEADLINE) -> DragonRuntime:
+def acquire(
+    report: Report, give_up: threading.Event | None = None, deadline: float = START_DEADLINE
+) -> DragonRuntime:
     """Connect this process to a runtime, or share the one that it is connected to.
 
-    Blocks for as long as that takes; call it from a thread. `report` is told each part that is waited for.
+    Blocks for as long as that takes, or until `give_up` is set; call it from a thread. `report` is told each part
+    that is waited for.
 
     Raises:
         BackendStartError: it did not start or did not let us in, naming the part and the remedy. Nothing is held.
@@ -257,7 +260,7 @@ def acquire(report: Report, deadline: float = START_DEADLINE) -> DragonRuntime:
         _current = None
         runtime = DragonRuntime(_kind())
         if runtime.kind == "own":
-            runtime._start(deadline, report)
+            runtime._start(deadline, report, give_up or threading.Event())
         elif runtime.kind == "attached":
             report("attach")
             runtime._attach(deadline, None)

@@ -1,0 +1,223 @@
+"""What runs inside Dragon's processes: a worker of the group, and a process of one task.
+
+A message is bytes: a head of `HEAD` and then what its kind says. Frames and batches larger than `PART` travel in
+parts, so that a result of any size passes through a queue of bounded memory, and never has to fit into it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Final
+
+from rhapsody import worker
+
+#: Place of the sender, unit, kind.
+HEAD: Final = struct.Struct("<IQB")
+#: Bytes of one message; a managed memory pool of 4 GiB holds many of them.
+PART: Final = 8 * 2**20
+#: What a worker has done, in the file of progress: the unit, and how many of its tasks have ended.
+PROGRESS: Final = struct.Struct("<QQ")
+#: Frames are held back for this long, in seconds,
+HOLD_SECONDS: Final = 0.005
+#: or until there are this many bytes of them.
+HOLD_BYTES: Final = 2**18
+
+
+class Kind(IntEnum):
+    """What a message is."""
+
+    READY = 0  # the worker takes units
+    PART = 1  # a part of a frame, or of a batch; more of it follows
+    FRAME = 2  # a frame, or the last part of one
+    RUN = 3  # a batch, or the last part of one
+    END = 4  # the unit is over; what was not reported never ran
+    GONE = 5  # a process has ended: the user's side tells itself, so that it is read after the process's last frame
+    STOP = 6  # the far end is to leave
+    KILL = 7  # end this process, if it still runs the task after so many reported frames
+    TERMINATE = 8  # stop the executable of this uid
+    JOB = 9  # how a unit of Batch ended, as a pickle
+    STARTED = 10  # what was started lately is up
+
+
+def send(put: Callable[[bytes], Any], place: int, unit: int, kind: Kind, data: bytes | memoryview = b"") -> None:
+    """Put one message, in parts where it is large."""
+    if len(data) > PART:
+        view = memoryview(data)
+        head = HEAD.pack(place, unit, Kind.PART)
+        while len(view) > PART:
+            put(head + view[:PART])
+            view = view[PART:]
+        data = view
+    put(HEAD.pack(place, unit, kind) + data)
+
+
+class Joiner:
+    """Puts the parts of messages together again; one for each queue."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[int, int], bytearray] = {}
+
+    def feed(self, message: bytes) -> tuple[int, int, Kind, bytes | bytearray | memoryview] | None:
+        """Take one message in; return a whole one as place, unit, kind and data, or None if more is to come."""
+        place, unit, number = HEAD.unpack_from(message)
+        kind, data = Kind(number), memoryview(message)[HEAD.size :]
+        if kind is Kind.PART:
+            self._parts.setdefault((place, unit), bytearray()).extend(data)
+            return None
+        if self._parts and (parts := self._parts.pop((place, unit), None)) is not None:
+            parts.extend(data)
+            return place, unit, kind, parts
+        return place, unit, kind, data
+
+    def forget(self, place: int) -> None:
+        """Drop the parts of a sender that has died."""
+        for key in [key for key in self._parts if key[0] == place]:
+            del self._parts[key]
+
+
+class Reporter:
+    """Sends a worker's frames: the first at once, those that follow closely together.
+
+    Every message that arrives makes the user's interpreter change threads, so a message for each of many short tasks
+    would cost more than the tasks. What is held back is accounted for in `progress`, a file in memory that outlives
+    the worker: should it die, the user's side knows which tasks had ended, and which one ran. Without such a file
+    nothing is held back.
+
+    Args:
+        place: the worker's number.
+        outbox: where frames go.
+        progress: path of the file; None if the worker is on another node than the user's process.
+    """
+
+    def __init__(self, place: int, outbox: Any, progress: str | None) -> None:
+        self._place, self._put = place, outbox.put
+        self._lock = threading.Lock()
+        self._held: list[bytes] = []
+        self._size = 0
+        self._sent_at = 0.0
+        self._waiting = threading.Event()
+        self._map: mmap.mmap | None = None
+        self.unit = 0
+        self.reported = 0
+        if progress is not None:
+            with Path(progress).open("r+b") as file:
+                self._map = mmap.mmap(file.fileno(), 0)
+            threading.Thread(target=self._flush_late, name="rhapsody-reports", daemon=True).start()
+
+    def begin(self, unit: int) -> None:
+        """Go on to a unit."""
+        self.unit, self.reported = unit, 0
+        self._note()
+
+    def report(self, frame: bytes) -> None:
+        """Take the frame of the task that has just ended."""
+        with self._lock:
+            self._held.append(frame)
+            self._size += len(frame)
+            self.reported += 1
+            self._note()
+            if self._map is None or self._size > HOLD_BYTES or time.monotonic() - self._sent_at > HOLD_SECONDS:
+                self._send()
+        if self._held:
+            self._waiting.set()
+
+    def end(self, rest: bytes) -> None:
+        """Send what is held back, and that the unit is over."""
+        with self._lock:
+            if rest:
+                self._held.append(rest)
+            self._send()
+            send(self._put, self._place, self.unit, Kind.END)
+
+    def _note(self) -> None:
+        if self._map is not None:
+            PROGRESS.pack_into(self._map, self._place * PROGRESS.size, self.unit, self.reported)
+
+    def _send(self) -> None:
+        held, self._held, self._size = self._held, [], 0
+        if held:
+            send(self._put, self._place, self.unit, Kind.FRAME, b"".join(held))
+            self._sent_at = time.monotonic()
+
+    def _flush_late(self) -> None:
+        """Send what no later frame has taken along."""
+        while True:
+            self._waiting.wait()
+            time.sleep(HOLD_SECONDS)
+            with self._lock:
+                self._waiting.clear()
+                self._send()
+
+
+def work(place: int, inbox: Any, control: Any, outbox: Any, progress: str | None, path: Sequence[str]) -> None:
+    """Run units until told to leave; the body of a worker of the group.
+
+    Args:
+        place: the worker's number.
+        inbox: queue of batches.
+        control: queue of requests about what runs.
+        outbox: queue of frames, shared by the workers.
+        progress: see `Reporter`.
+        path: the user's sys.path, so that what the user's script imports can be imported here.
+    """
+    extend_path(path)
+    reporter = Reporter(place, outbox, progress)
+    threading.Thread(target=_listen, args=(control, reporter), name="rhapsody-control", daemon=True).start()
+    joiner = Joiner()
+    send(outbox.put, place, 0, Kind.READY)
+    while True:
+        message = joiner.feed(inbox.get())
+        if message is None:
+            continue
+        _, unit, kind, data = message
+        if kind is Kind.STOP:
+            return
+        reporter.begin(unit)
+        reporter.end(worker.run_batch(bytes(data), reporter.report))
+
+
+def run_unit(place: int, unit: int, payload: bytes, outbox: Any) -> None:
+    """Run one unit and report its frames; the body of a Batch function."""
+    rest = worker.run_batch(payload, lambda frame: send(outbox.put, place, unit, Kind.FRAME, frame))
+    if rest:
+        send(outbox.put, place, unit, Kind.FRAME, rest)
+
+
+def run_alone(place: int, unit: int, payload: bytes, outbox: Any, path: Sequence[str]) -> None:
+    """Run one unit in a process of its own; the body of a V1 function."""
+    extend_path(path)
+    run_unit(place, unit, payload, outbox)
+    send(outbox.put, place, unit, Kind.END)
+
+
+def extend_path(path: Sequence[str]) -> None:
+    """Make the user's modules importable, after the interpreter's own."""
+    sys.path.extend(entry for entry in path if entry not in sys.path)
+
+
+def _listen(control: Any, reporter: Reporter) -> None:
+    """Serve requests about what runs, for the worker's life."""
+    while True:
+        message = control.get()
+        _, unit, kind = HEAD.unpack_from(message)
+        data = message[HEAD.size :]
+        if kind == Kind.KILL:
+            # No line between the look and the signal lets the main thread report, for this thread holds the
+            # interpreter; so it is this task that is ended and not the next one.
+            if reporter.unit == unit and reporter.reported == int(data):
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif kind == Kind.TERMINATE:
+            session, uid = data.decode().split("\n", 1)
+            # Its end is waited for elsewhere, so that the next request is served meanwhile.
+            threading.Thread(target=worker.stop, args=(session, uid), daemon=True).start()
+        elif kind == Kind.STOP:
+            return

@@ -1,0 +1,504 @@
+"""The user's side of a persistent group of Dragon worker processes, fed and drained through Dragon queues.
+
+Each worker has an inbox of its own, so it is known which unit is where: when a worker dies, the task that it ran
+fails, what it had not begun is given back to be run elsewhere, and a new worker takes its place. All workers report
+into one outbox, which one thread drains; a second thread waits for the deaths of workers. Neither polls: the first
+blocks in the queue, the second in Dragon's join.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mmap
+import os
+import queue
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Container, Sequence
+from typing import Any, Final
+
+from rhapsody.errors import BackendLostError, BackendStartError, TaskCanceledError, WorkerLostError
+from rhapsody.plugin import (
+    BackendLost,
+    CancelResult,
+    ComputeTask,
+    Event,
+    EventChannel,
+    Outcome,
+    Returned,
+    Started,
+    TaskBatch,
+    TaskState,
+)
+
+from .far import HEAD, PROGRESS, Joiner, Kind, send, work
+
+#: Seconds for the workers to be up (measured: 0.9 for two; they are Python processes that import Dragon).
+WORKERS_DEADLINE: Final = 45.0
+#: Seconds in which the workers leave by themselves at the end.
+LEAVE_DEADLINE: Final = 2.0
+#: Seconds for which one join of the workers waits, before it looks whether the group has changed.
+JOIN_SECONDS: Final = 1.0
+#: Seconds after which a worker that did not stop its task when asked is killed from outside.
+STUBBORN: Final = 4.0
+#: Workers of one place that may die before they are up, one after the other.
+TRIES: Final = 3
+#: Messages that a queue holds; more wait at the sender.
+QUEUE_SIZE: Final = 1000
+
+
+class Unit:
+    """A batch in the hands of one worker."""
+
+    def __init__(self, batch: TaskBatch) -> None:
+        self.batch = batch
+        self.left: dict[str, ComputeTask] = {task.uid: task for task in batch.tasks}
+        self.frames = 0
+        self._next = 0
+
+    def running(self) -> ComputeTask | None:
+        """The task that runs, or will run first; one that could not be encoded has its end already."""
+        tasks = self.batch.tasks  # a dict that loses its first entries is slow to begin, so this keeps its place
+        while self._next < len(tasks):
+            task = tasks[self._next]
+            if task.uid in self.left and not task.is_final:
+                return task
+            self._next += 1
+        return None
+
+
+    def begun(self, ended: int) -> Container[str]:
+        """The tasks that may have begun, when `ended` tasks of the unit are known to have ended at its worker."""
+        sent = [task for task in self.batch.tasks if not (task.uid in self.left and task.is_final)]
+        running = self.running()
+        return {task.uid for task in sent[: ended + 1]} | {task.uid for task in (running,) if task is not None}
+
+
+class Place:
+    """One worker, and whoever follows it when it dies."""
+
+    def __init__(self, number: int, policy: Any) -> None:
+        self.number = number
+        self.policy = policy
+        self.inbox: Any = None
+        self.control: Any = None
+        self.process: Any = None
+        self.ready = False
+        self.failures = 0
+        self.units: dict[int, Unit] = {}
+
+
+class WorkerGroup:
+    """Runs units on worker processes; all methods may be called from any thread.
+
+    Args:
+        count: workers.
+        name: of the backend, for messages.
+        session: uid of the session.
+        events: where outcomes go.
+        cwd: folder of the workers; None for the current one.
+        policies: one for each node, on which the workers are placed in turn; empty for Dragon's own placement.
+        changed: told how many workers are up, whenever that changes.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        name: str,
+        session: str,
+        events: EventChannel,
+        cwd: str | None,
+        policies: Sequence[Any],
+        changed: Callable[[int], None],
+    ) -> None:
+        self.name = name
+        self._session = session
+        self._events = events
+        self._cwd = cwd or "."
+        self._changed = changed
+        self._places = [Place(n, policies[n % len(policies)] if policies else None) for n in range(count)]
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
+        self._closing = False
+        self._canceling: set[str] = set()
+        self._ends: dict[str, asyncio.Future[TaskState]] = {}
+        self._outbox: Any = None
+        self._joiner = Joiner()
+        self._progress = _Progress(count, shared=not policies)
+        self._threads: list[threading.Thread] = []
+        self._lost: Exception | None = None
+
+    # -- the life of the group ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the workers and wait until all are up.
+
+        Raises:
+            BackendStartError: they did not come up; `close` ends those that did.
+        """
+        from dragon.native.queue import Queue
+
+        self._outbox = Queue(maxsize=QUEUE_SIZE)
+        for place in self._places:
+            place.inbox, place.control = Queue(maxsize=QUEUE_SIZE), Queue(maxsize=QUEUE_SIZE)
+            self._start(place)
+        for name, body in (("drain", self._drain), ("deaths", self._deaths)):
+            thread = threading.Thread(target=body, name=f"rhapsody-dragon-{name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        with self._ready:
+            self._ready.wait_for(lambda: self._up() == len(self._places) or self._lost, WORKERS_DEADLINE)
+            up = self._up()
+        if up < len(self._places):
+            reason = self._lost or f"within {WORKERS_DEADLINE:g} seconds"
+            raise BackendStartError(f"{up} of {len(self._places)} Dragon worker processes came up ({reason})")
+
+    def close(self) -> None:
+        """End the workers, also those that are busy; bounded in time."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            places = [place for place in self._places if place.process is not None]
+        for place in places:
+            try:
+                send(lambda data, place=place: place.inbox.put(data, timeout=1.0), place.number, 0, Kind.STOP)
+            except Exception:  # its queue is full or broken: it is killed below
+                pass
+        if self._lost is None:
+            self._end_processes(places)
+            self._stop_threads()
+            for place in places:
+                _destroy(place.inbox, place.control)
+            _destroy(self._outbox)
+        self._progress.close()
+
+    def _end_processes(self, places: list[Place]) -> None:
+        until = time.monotonic() + LEAVE_DEADLINE
+        for place in places:
+            busy = bool(place.units)
+            try:
+                if busy or place.process.join(max(0.0, until - time.monotonic())) is None:
+                    place.process.kill()
+                    place.process.join(LEAVE_DEADLINE)
+            except Exception:  # it has ended meanwhile, which is what was wanted
+                pass
+
+    def _stop_threads(self) -> None:
+        if self._threads:
+            self._outbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=LEAVE_DEADLINE)
+            for thread in self._threads:
+                thread.join(LEAVE_DEADLINE + JOIN_SECONDS)
+
+    def runtime_lost(self) -> None:
+        """The runtime is gone: nothing will be reported any more, and nothing of it may be touched."""
+        with self._ready:
+            self._lost = self._lost or BackendLostError("the Dragon runtime is gone")
+            self._ready.notify_all()
+
+    def _start(self, place: Place) -> None:
+        from dragon.native.process import Process
+
+        process = Process(
+            target=work,
+            args=(place.number, place.inbox, place.control, self._outbox, self._progress.path, sys.path),
+            cwd=self._cwd,
+            stdout=Process.DEVNULL,
+            stderr=Process.DEVNULL,
+            policy=place.policy,
+        )
+        process.start()
+        with self._lock:
+            place.process = process
+
+    def _up(self) -> int:
+        return sum(place.ready for place in self._places)
+
+    # -- units go down -----------------------------------------------------------------------------------------------
+
+    def submit(self, batch: TaskBatch, payload: bytes) -> None:
+        """Give a unit to the worker that has the least to do. Blocks only while a payload of many parts travels."""
+        unit = Unit(batch)
+        with self._lock:
+            place = min(self._places, key=lambda place: (not place.ready, len(place.units)))
+            place.units[batch.uid] = unit
+            inbox = place.inbox
+            started = self._next_started(place) if len(place.units) == 1 else ()
+        if started:
+            self._events.put(started)
+        try:
+            send(lambda data: inbox.put(data, timeout=60.0), place.number, batch.uid, Kind.RUN, payload)
+        except Exception:
+            with self._lock:
+                if place.units.pop(batch.uid, None) is None:
+                    return  # its worker has died meanwhile: the unit was given back already
+            raise
+
+    # -- frames come up ----------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        get, feed = self._outbox.get, self._joiner.feed
+        while True:
+            try:
+                message = feed(get(timeout=JOIN_SECONDS))
+            except queue.Empty:
+                if self._lost is not None:
+                    return
+                continue
+            except Exception as error:
+                if not self._closing:
+                    self._lose(f"its results can no longer be read: {type(error).__name__}: {error}")
+                return
+            if message is None:
+                continue
+            number, uid, kind, data = message
+            if kind is Kind.FRAME:
+                self._frame(self._places[number], uid, data)
+            elif kind is Kind.END:
+                with self._lock:
+                    self._places[number].units.pop(uid, None)
+            elif kind is Kind.READY:
+                self._is_ready(self._places[number])
+            elif kind is Kind.GONE:
+                self._joiner.forget(number)
+                self._gone(self._places[number], *json.loads(bytes(data)))
+            elif kind is Kind.STOP:
+                return
+
+    def _frame(self, place: Place, uid: int, data: bytes | bytearray | memoryview) -> None:
+        unit = place.units.get(uid)
+        if unit is None:
+            return
+        outcomes = unit.batch.decode(data)
+        with self._lock:
+            for outcome in outcomes:
+                unit.left.pop(outcome.uid, None)
+            unit.frames += len(outcomes)
+            if not unit.left:
+                place.units.pop(uid, None)
+            started = self._next_started(place)
+        self._report([*outcomes, *started])
+
+    @staticmethod
+    def _next_started(place: Place) -> Sequence[Started]:
+        """What the worker of this place has gone on to; it does so by itself, so it is known without being told."""
+        for unit in place.units.values():
+            task = unit.running()
+            return () if task is None else (Started(task.uid, time.time()),)
+        return ()
+
+    def _report(self, events: Sequence[Event]) -> None:
+        self._events.put(events)
+        if self._ends:
+            for event in events:
+                if isinstance(event, Outcome) and (future := self._ends.get(event.uid)) is not None:
+                    _resolve(future, event.state)
+
+    def _is_ready(self, place: Place) -> None:
+        with self._ready:
+            place.ready, place.failures = True, 0
+            up = self._up()
+            self._ready.notify_all()
+        self._changed(up)
+
+    # -- workers die -------------------------------------------------------------------------------------------------
+
+    def _deaths(self) -> None:
+        from dragon.globalservices.process import multi_join
+
+        while not self._closing and self._lost is None:
+            with self._lock:
+                living = {place.process.puid: place for place in self._places if place.process is not None}
+            if not living:  # all died at once, and are being replaced by this very thread: cannot be
+                return
+            try:
+                ended, _ = multi_join(list(living), timeout=JOIN_SECONDS)
+            except Exception as error:
+                if not self._closing and self._lost is None:
+                    self._lose(f"its workers can no longer be watched: {type(error).__name__}: {error}")
+                return
+            for puid, code in ended or ():
+                if self._closing:
+                    return
+                self._replace(living[puid], code)
+
+    def _replace(self, place: Place, code: int) -> None:
+        """Put a new worker in the place of a dead one; what the dead one held is judged by the draining thread."""
+        from dragon.native.queue import Queue
+
+        old = (place.inbox, place.control)
+        fresh = (Queue(maxsize=QUEUE_SIZE), Queue(maxsize=QUEUE_SIZE))  # a death may have left the old ones locked
+        with self._lock:
+            place.failures += not place.ready
+            place.ready = False
+            place.process = None
+            place.inbox, place.control = fresh
+            held = list(place.units)  # later ones go to the successor
+            up = self._up()
+        # Through the outbox, so that what the worker reported before it died is read before this.
+        done = self._progress.take(place.number)
+        self._outbox.put(HEAD.pack(place.number, 0, Kind.GONE) + json.dumps([code, held, done]).encode())
+        if place.failures >= TRIES:
+            self._lose(f"worker {place.number} died {TRIES} times before it was up, last with exit code {code}")
+            return
+        self._changed(up)
+        try:
+            self._start(place)
+        except Exception as error:
+            self._lose(f"a dead worker could not be replaced: {type(error).__name__}: {error}")
+        _destroy(*old)
+
+    def _gone(self, place: Place, code: int, uids: Sequence[int], progress: tuple[int, int]) -> None:
+        """Judge what a dead worker held: what it ran has failed or was stopped, the rest it had not begun."""
+        events: list[Event] = []
+        returned: list[str] = []
+        with self._lock:
+            for position, number in enumerate(uids):
+                unit = place.units.pop(number, None)
+                if unit is None:
+                    continue
+                begun = unit.begun(progress[1] if progress[0] == number else 0) if position == 0 else ()
+                for uid, task in unit.left.items():
+                    if uid in self._canceling:
+                        events.append(Outcome(uid, TaskState.CANCELED, exception=_canceled(uid)))
+                    elif uid in begun:
+                        error = WorkerLostError(
+                            f"task {uid}: the worker process that ran it on backend {self.name!r} died "
+                            f"({_death(code)}); whether it had any effect is unknown"
+                        )
+                        events.append(Outcome(uid, TaskState.FAILED, exception=error))
+                    elif not task.is_final:
+                        returned.append(uid)
+        if returned:
+            events.append(Returned(returned))
+        self._report(events)
+
+    def _lose(self, why: str) -> None:
+        with self._ready:
+            if self._lost is not None:
+                return
+            self._lost = error = BackendLostError(f"backend {self.name!r}: {why}")
+            self._ready.notify_all()
+        self._events.put([BackendLost(error)])
+
+    # -- cancel ------------------------------------------------------------------------------------------------------
+
+    async def cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
+        """Stop tasks that workers hold.
+
+        A program gets SIGTERM, and SIGKILL after a grace. A function cannot be interrupted: its worker is ended, and
+        replaced. A task that waits in a unit behind one that goes on cannot be taken out of it.
+        """
+        uids = {task.uid for task in tasks}
+        results: dict[str, CancelResult] = {}
+        running: list[tuple[Place, int, Unit, ComputeTask]] = []
+        with self._lock:
+            for place in self._places:
+                first = True  # the worker's first unit is the one that runs
+                doomed = False  # whether the worker is about to be ended
+                for number, unit in place.units.items():
+                    current = unit.running() if first else None
+                    first = False
+                    for uid, task in unit.left.items():
+                        if uid in uids:
+                            if task is current:
+                                running.append((place, number, unit, task))
+                                doomed = task.function is not None
+                                results[uid] = CancelResult.STOPPED
+                            else:
+                                results[uid] = CancelResult.NEVER_STARTED if doomed else CancelResult.CANNOT_STOP
+            stopped = [uid for uid, result in results.items() if result is not CancelResult.CANNOT_STOP]
+            self._canceling.update(stopped)
+            loop = asyncio.get_running_loop()
+            ends = {uid: loop.create_future() for uid in stopped}
+            self._ends.update(ends)
+        try:
+            for item in running:
+                self._stop(*item)
+            if ends:
+                _, late = await asyncio.wait(ends.values(), timeout=STUBBORN)
+                if late:
+                    await asyncio.to_thread(self._kill_stubborn, running)
+                    await asyncio.wait(late, timeout=STUBBORN)
+        finally:
+            with self._lock:
+                self._canceling.difference_update(stopped)
+                for uid in stopped:
+                    self._ends.pop(uid, None)
+        for uid, end in ends.items():
+            if not end.done():
+                results[uid] = CancelResult.CANNOT_STOP
+            elif end.result() is not TaskState.CANCELED:
+                results[uid] = CancelResult.TOO_LATE
+        return {uid: results.get(uid, CancelResult.TOO_LATE) for uid in uids}
+
+    def _stop(self, place: Place, number: int, unit: Unit, task: ComputeTask) -> None:
+        if task.function is None:
+            message = HEAD.pack(place.number, number, Kind.TERMINATE) + f"{self._session}\n{task.uid}".encode()
+        else:
+            message = HEAD.pack(place.number, number, Kind.KILL) + str(unit.frames).encode()
+        place.control.put(message, timeout=1.0)
+
+    def _kill_stubborn(self, running: Sequence[tuple[Place, int, Unit, ComputeTask]]) -> None:
+        for place, number, unit, task in running:
+            with self._lock:
+                process = place.process if place.units.get(number) is unit and unit.running() is task else None
+            if process is not None:
+                process.kill()
+
+
+class _Progress:
+    """This side of the file in which workers of this node note what they have done; it has no name to be left over."""
+
+    def __init__(self, count: int, shared: bool) -> None:
+        self.path: str | None = None
+        if shared:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open for the life of the group
+            self._file.truncate(count * PROGRESS.size)
+            self._map = mmap.mmap(self._file.fileno(), 0)
+            self.path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+
+    def take(self, place: int) -> tuple[int, int]:
+        """Return the unit of a dead worker and how many of its tasks have ended, and clear it for the next worker."""
+        if self.path is None:
+            return 0, 0
+        unit, ended = PROGRESS.unpack_from(self._map, place * PROGRESS.size)
+        PROGRESS.pack_into(self._map, place * PROGRESS.size, 0, 0)
+        return unit, ended
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self.path is not None:
+            self._map.close()
+            self._file.close()
+
+
+def _resolve(future: asyncio.Future[TaskState], state: TaskState) -> None:
+    def resolve() -> None:
+        if not future.done():
+            future.set_result(state)
+
+    try:
+        future.get_loop().call_soon_threadsafe(resolve)
+    except RuntimeError:  # the loop is closed, and nobody waits any more
+        pass
+
+
+def _canceled(uid: str) -> TaskCanceledError:
+    return TaskCanceledError(f"task {uid} was canceled while it ran")
+
+
+def _death(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _destroy(*queues: Any) -> None:
+    for queue in queues:
+        try:
+            queue.destroy()
+        except Exception:  # it went with its process or its runtime
+            pass
