@@ -132,13 +132,19 @@ def run_function(
     return value
 
 
-def run_batch(payload: bytes, report: Callable[[bytes], Any] | None = None) -> bytes:
+def run_batch(
+    payload: bytes,
+    report: Callable[[bytes], Any] | None = None,
+    claim: Callable[[str], bool] | None = None,
+) -> bytes:
     """Run the tasks of a batch, one after the other, in the calling thread.
 
     Args:
         payload: what `TaskBatch.encode` returned.
         report: called with each task's frame as the task ends, before the next one starts. If it raises, the
             engine is unable to carry reports: this frame and all later ones are in the returned bytes.
+        claim: asked with each task's uid just before the task starts. False leaves the task out: it does not run,
+            and has no frame. An engine that may run a batch twice, or must know what had started, decides here.
 
     Returns:
         The frames that were not reported; `TaskBatch.decode` reads both.
@@ -150,6 +156,8 @@ def run_batch(payload: bytes, report: Callable[[bytes], Any] | None = None) -> b
     try:
         with AsyncFunctions() as loops:
             for uid, work in items:
+                if claim is not None and not claim(uid):
+                    continue
                 if _waiting.pop((session, uid), _NOT_THERE) is _NOT_THERE:
                     now = time.time()
                     frame = Frame(uid, "skipped", None, now, now, where())
