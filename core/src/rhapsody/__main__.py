@@ -1,0 +1,5 @@
+"""`python -m rhapsody` is the command `rhapsody`."""
+
+from .cli import main
+
+main()
