@@ -131,7 +131,7 @@ class Engine:
             return
         target = self._given_cluster
         if target is None:
-            target = self._own_cluster = await self._start_cluster()
+            target = await self._start_cluster()
         try:
             self._own_client = self._client = await Client(
                 target, asynchronous=True, set_as_default=False, name="rhapsody"
@@ -148,7 +148,8 @@ class Engine:
                 "starts the session under `if __name__ == '__main__':`"
             )
         try:
-            return await LocalCluster(**{**QUIET, **self._keywords, "asynchronous": True})
+            self._own_cluster = LocalCluster(**{**QUIET, **self._keywords, "asynchronous": True})
+            return await self._own_cluster
         except (TypeError, ValueError) as error:
             raise BackendConfigurationError(f"LocalCluster refused {dict(self._keywords)!r}: {error}") from error
         except (OSError, RuntimeError) as error:

@@ -222,14 +222,14 @@ def side_of(worker: Worker, token: str) -> WorkerSide:
         return side
 
 
-def run_unit(payload: bytes, token: str, number: int, retries: int) -> bytes | None:
+def run_unit(payload: bytes, number: int, token: str, again: int) -> bytes | None:
     """Run a unit in a thread of a worker.
 
     Args:
         payload: what `TaskBatch.encode` returned.
-        token: the backend's topic.
         number: of the unit.
-        retries: how often a task that fails is run again, here; and how many lost workers the unit may leave behind.
+        token: the backend's topic.
+        again: how often a task that fails is run again, here; and how many lost workers the unit may leave behind.
 
     Returns:
         The frames that are too large for a report.
@@ -237,18 +237,18 @@ def run_unit(payload: bytes, token: str, number: int, retries: int) -> bytes | N
     worker = get_worker()
     side = side_of(worker, token)
     left = (worker.state.tasks[worker.get_current_task()].annotations or {}).get(LEFT_BEHIND, ())
-    if len(left) > retries:
+    if len(left) > again:
         side.post([MOVED, number, left[-1]])
         return None
     unit = side.begin(number)
     if unit is None:
         return None
     try:
-        if not retries:
+        if not again:
             rest = rhapsody.worker.run_batch(payload, unit.report, unit.claim)
             assert not rest, "every frame was reported"
         else:
-            _run_again_and_again(payload, unit, retries)
+            _run_again_and_again(payload, unit, again)
         return unit.finish()
     finally:
         side.end(number)

@@ -1,0 +1,520 @@
+"""The units that the scheduler holds, from submission to their last report. Everything here runs on the engine's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+import dask.config
+from distributed import Client, Future
+from distributed.scheduler import KilledWorker
+from distributed.versions import get_versions
+from rhapsody.errors import BackendError, BackendLostError, UnsupportedError, WorkerLostError
+from rhapsody.plugin import (
+    BackendContext,
+    BackendLost,
+    CancelResult,
+    Capacity,
+    ComputeTask,
+    Event,
+    Outcome,
+    Returned,
+    Started,
+    TaskBatch,
+    TaskState,
+)
+
+from . import remote
+from .options import Placement, WorkerInfo, mismatches, unmet
+
+LARGE: Final = 8 * 2**20  # bytes of units submitted together; a larger single one is sent without Dask's warning
+ANSWER: Final = 5.0  # seconds within which a worker or the scheduler answers a question
+LOOK_EVERY: Final = 1.0  # seconds between two looks at what cannot run
+WITHDRAW_TRIES: Final = 6  # a unit may move from worker to worker while it is being withdrawn
+
+
+@attrs.define(eq=False)
+class Unit:
+    """A batch in the scheduler's hands.
+
+    Attributes:
+        number: counts the units of the backend, from 1.
+        key: Dask's.
+        batch: what is in it.
+        placement: where it may run.
+        open: its tasks that have not ended, in order.
+        worker: the one that has begun with it, by address.
+        future: Dask's.
+        watch: follows the future.
+        left: workers that were lost with it, and from which it may be run again.
+        starved_since: when it was first seen to fit no worker, by the monotonic clock.
+    """
+
+    number: int
+    key: str
+    batch: TaskBatch
+    placement: Placement
+    open: dict[str, ComputeTask]
+    worker: str | None = None
+    future: Future | None = None
+    watch: asyncio.Task[None] | None = None
+    left: int = 0
+    starved_since: float | None = None
+
+
+class Flight:
+    """Submits units, follows them and reports.
+
+    Args:
+        client: connected.
+        context: of the backend.
+        token: names the backend on the cluster.
+        worker_timeout: seconds that a unit may wait for a worker which could run it; None for ever.
+        adaptive: whether the cluster grows when there is work; None if unknown.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        context: BackendContext,
+        token: str,
+        worker_timeout: float | None,
+        adaptive: bool | None,
+    ) -> None:
+        self.workers: Mapping[str, WorkerInfo] = {}  # replaced, never changed: other threads read it
+        self._client = client
+        self._context = context
+        self._token = token
+        self._worker_timeout = worker_timeout
+        self._adaptive = adaptive
+        self._units: dict[int, Unit] = {}
+        self._unit_of: dict[str, Unit] = {}  # by uid of an open task
+        self._directories: dict[str, str] = {}  # of workers that were ever seen
+        self._lost = False
+        self._looking: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+
+    # -- the workers --------------------------------------------------------------------------------------------------
+
+    async def open(self) -> list[str]:
+        """Learn of the workers. Returns warnings for the user."""
+        client = self._client
+        client.subscribe_topic(self._token, self._receive)
+        known = await client.run_on_scheduler(remote.attach, self._token, client.id)
+        self._set_workers({**{info["address"]: WorkerInfo(**info) for info in known}, **self.workers})
+        self._looking = asyncio.create_task(self._look())
+        return [text for worker in self.workers.values() for text in self._mismatches(worker)]
+
+    def _set_workers(self, workers: Mapping[str, WorkerInfo]) -> None:
+        self.workers = workers
+        self._directories.update((worker.address, worker.directory) for worker in workers.values())
+        self._context.set_capacity(capacity_for(workers.values(), self._adaptive))
+
+    def _mismatches(self, worker: WorkerInfo) -> list[str]:
+        return mismatches(get_versions()["packages"], worker)
+
+    def _joined(self, info: Mapping[str, Any]) -> None:
+        worker = WorkerInfo(**info)
+        self._set_workers({**self.workers, worker.address: worker})
+        for text in self._mismatches(worker):
+            self._context.log.warning("versions_differ", detail=text)
+            self._context.loop.call_soon_threadsafe(warnings.warn, text, RuntimeWarning)
+
+    def _left(self, address: str) -> None:
+        self._set_workers({key: worker for key, worker in self.workers.items() if key != address})
+        for unit in [unit for unit in self._units.values() if unit.worker == address]:
+            self._lose_worker(unit, address)
+
+    async def _look(self) -> None:
+        """Look for units that no worker can run, and for a client that was closed."""
+        while not self._lost:
+            await asyncio.sleep(LOOK_EVERY)
+            if self._client.status not in ("running", "connecting"):
+                self._lose(f"its Dask client is {self._client.status}: somebody closed it")
+                return
+            now = time.monotonic()
+            for unit in list(self._units.values()):
+                problem = unmet(unit.placement, self.workers.values()) if unit.worker is None else None
+                if problem is None:
+                    unit.starved_since = None
+                    continue
+                unit.starved_since = unit.starved_since or now
+                if self._worker_timeout is None or now - unit.starved_since < self._worker_timeout:
+                    continue
+                if not self.workers:
+                    self._lose(
+                        f"no worker has joined the scheduler at {self._client.scheduler.address} within "
+                        f"{self._worker_timeout:g} seconds; start workers, or give the backend a longer worker_timeout"
+                    )
+                    return
+                self._drop(unit, UnsupportedError(f"backend {self._context.backend!r}: {problem}"))
+
+    # -- units go down ------------------------------------------------------------------------------------------------
+
+    def submit(self, units: Sequence[tuple[Unit, bytes]]) -> None:
+        """Hand units to the scheduler, as few messages as possible."""
+        groups: dict[Placement, list[tuple[Unit, bytes]]] = defaultdict(list)
+        for unit, payload in units:
+            self._units[unit.number] = unit
+            self._unit_of.update(dict.fromkeys(unit.open, unit))
+            groups[unit.placement].append((unit, payload))
+        for placement, group in groups.items():
+            part: list[tuple[Unit, bytes]] = []
+            size = 0
+            for unit, payload in group:
+                if part and size + len(payload) > LARGE:
+                    self._send(placement, part)
+                    part, size = [], 0
+                part.append((unit, payload))
+                size += len(payload)
+            self._send(placement, part)
+
+    def _send(self, placement: Placement, part: list[tuple[Unit, bytes]]) -> None:
+        if self._lost:
+            return
+        quiet = sum(len(payload) for _, payload in part) > LARGE
+        try:
+            with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"} if quiet else {}):
+                futures = self._client.map(
+                    remote.run_unit,
+                    [payload for _, payload in part],
+                    [unit.number for unit, _ in part],
+                    token=self._token,
+                    again=placement.retries,
+                    key=[unit.key for unit, _ in part],
+                    **placement.keywords(),
+                )
+        except Exception as error:
+            self._lose(f"its Dask client takes no work: {type(error).__name__}: {error}")
+            return
+        for (unit, _), future in zip(part, futures, strict=True):
+            unit.future = future
+            unit.watch = asyncio.create_task(self._watch(unit, future))
+
+    # -- reports come up ----------------------------------------------------------------------------------------------
+
+    def _receive(self, event: tuple[float, Sequence[Any]]) -> None:
+        word, *rest = event[1]
+        if word == remote.JOINED:
+            self._joined(*rest)
+        elif word == remote.LEFT:
+            self._left(*rest)
+        else:
+            unit = self._units.get(rest[0])
+            if unit is not None:
+                self._report(unit, word, rest[1:])
+
+    def _report(self, unit: Unit, word: str, rest: Sequence[Any]) -> None:
+        if word == remote.STARTED:
+            address, uid, at, attempt = rest
+            unit.worker = address
+            if attempt == 1:
+                self._context.events.put([Started(uid, at, self._name_of(address))])
+        elif word == remote.FRAMES:
+            frames, uid, at = rest
+            events: list[Event] = self._ended(unit, frames)
+            if uid is not None:
+                events.append(Started(uid, at, self._name_of(unit.worker)))
+            self._context.events.put(events)
+        elif word == remote.FINAL:
+            frames, more = rest
+            self._context.events.put(self._ended(unit, frames))
+            if not more:
+                self._release(unit)
+        else:
+            assert word == remote.MOVED
+            self._lose_worker(unit, rest[0])
+
+    def _ended(self, unit: Unit, frames: bytes) -> list[Event]:
+        outcomes = unit.batch.decode(frames)
+        for outcome in outcomes:
+            unit.open.pop(outcome.uid, None)
+            self._unit_of.pop(outcome.uid, None)
+        return list(outcomes)
+
+    def _name_of(self, address: str | None) -> str | None:
+        worker = self.workers.get(address or "")
+        return f"{worker.host} ({worker.name})" if worker else address
+
+    async def _watch(self, unit: Unit, future: Future) -> None:
+        """Follow a unit to what its reports do not tell: a large result, or an end without them."""
+        error = await future.exception()
+        if self._units.get(unit.number) is not unit or unit.future is not future:
+            return
+        if future.status == "finished":
+            await self._fetch(unit, future)
+        elif isinstance(error, KilledWorker):
+            self._lose_worker(unit, error.last_worker.address)
+        elif error is not None:
+            problem = BackendError(
+                f"backend {self._context.backend!r}: a worker could not run the unit: {type(error).__name__}: {error} "
+                f"(rhapsody-core and rhapsody-dask must be installed where the workers run)"
+            )
+            problem.__cause__ = error
+            self._drop(unit, problem)
+        elif self._client.status == "running" and self._client.scheduler_comm is not None:
+            self._lose_worker(unit, unit.worker)  # the cluster was restarted, or somebody canceled our key
+        else:
+            self._lose(f"its Dask client has lost the scheduler (the client is {self._client.status})")
+
+    async def _fetch(self, unit: Unit, future: Future) -> None:
+        try:
+            data = await self._client.gather(future)
+        except Exception as error:
+            if future.status != "finished":  # its worker died with it: what is left of the unit is told by MOVED
+                return
+            self._drop(unit, WorkerLostError(f"a result could not be fetched from its worker: {error}"))
+            return
+        if data:
+            self._context.events.put(self._ended(unit, data))
+        self._release(unit)
+
+    # -- units that end badly -----------------------------------------------------------------------------------------
+
+    def _lose_worker(self, unit: Unit, address: str | None) -> None:
+        """Settle a unit whose worker is gone."""
+        unit.worker = None
+        if unit.left < unit.placement.retries:
+            unit.left += 1
+            return  # the scheduler has it run again elsewhere, as the user asked
+        self._forget(unit)
+        self._do(self._settle(unit, address))
+
+    async def _settle(self, unit: Unit, address: str | None) -> None:
+        tasks = [task for task in unit.open.values() if not task.is_final]
+        ledger = await self._ledger(address) if address else None
+        lost, waiting = split_by_ledger(tasks, unit.number, ledger)
+        name = self._name_of(address) or "(unknown)"
+        events: list[Event] = [
+            Outcome(
+                task.uid,
+                TaskState.FAILED,
+                exception=WorkerLostError(
+                    f"task {task.uid}: Dask worker {name} was lost while it held the task (killed, out of memory, or "
+                    f"removed from the cluster); it is not run again, as backend_options={{'retries': 1}} would allow"
+                ),
+            )
+            for task in lost
+        ]
+        if waiting:
+            events.append(Returned([task.uid for task in waiting]))
+        self._context.events.put(events)
+
+    async def _ledger(self, address: str) -> dict[int, bytes] | None:
+        """Read the ledger of a worker that is gone: here, or through another worker of its host."""
+        directory = self._directories.get(address)
+        if not directory:
+            return None
+        path = str(remote.ledger_path(directory, self._token))
+        if (found := remote.read_ledger(path)) is not None:
+            return found
+        host = address.rpartition(":")[0]
+        for neighbour in [other for other in self.workers if other.rpartition(":")[0] == host][:3]:
+            try:
+                async with asyncio.timeout(ANSWER):
+                    answer = await self._client.run(remote.read_ledger, path, workers=[neighbour])
+            except Exception as error:  # it is as good as not there: nothing is known, and nothing runs twice
+                self._context.log.warning("ledger_not_read", worker=address, error=repr(error))
+                continue
+            if (found := answer.get(neighbour)) is not None:
+                return found
+        return None
+
+    def _drop(self, unit: Unit, error: Exception) -> None:
+        """Give a unit up: its tasks fail."""
+        self._forget(unit)
+        self._context.events.put(
+            [Outcome(task.uid, TaskState.FAILED, exception=error) for task in unit.open.values() if not task.is_final]
+        )
+
+    def _lose(self, why: str) -> None:
+        """Give the backend up."""
+        if not self._lost:
+            self._lost = True
+            self._context.events.put([BackendLost(BackendLostError(f"backend {self._context.backend!r}: {why}"))])
+
+    def _release(self, unit: Unit) -> None:
+        """Let the scheduler forget a unit that has ended."""
+        for task in unit.open.values():
+            self._unit_of.pop(task.uid, None)
+        self._forget(unit)
+
+    def _forget(self, unit: Unit) -> None:
+        self._units.pop(unit.number, None)
+        for uid in unit.open:
+            if self._unit_of.get(uid) is unit:
+                del self._unit_of[uid]
+        future, unit.future = unit.future, None
+        if future is not None:
+            future.release()
+        if unit.watch is not None and unit.watch is not asyncio.current_task():
+            unit.watch.cancel()
+
+    def _do(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # -- cancel -------------------------------------------------------------------------------------------------------
+
+    async def cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
+        """Stop tasks: those that wait will never run, executables are stopped."""
+        wanted: dict[Unit, list[ComputeTask]] = defaultdict(list)
+        results: dict[str, CancelResult] = {}
+        for task in tasks:
+            unit = self._unit_of.get(task.uid)
+            if unit is None:
+                results[task.uid] = CancelResult.TOO_LATE
+            else:
+                wanted[unit].append(task)
+        never = await self._withdraw({unit: [task.uid for task in asked] for unit, asked in wanted.items()})
+        running: dict[str, dict[int, str]] = defaultdict(dict)
+        events: list[Event] = []
+        for unit, asked in wanted.items():
+            for task in asked:
+                if task.uid in never:
+                    unit.open.pop(task.uid, None)
+                    self._unit_of.pop(task.uid, None)
+                    events.append(Outcome(task.uid, TaskState.CANCELED))
+                    results[task.uid] = CancelResult.NEVER_STARTED
+                elif task.function is None and unit.worker is not None:
+                    running[unit.worker][unit.number] = task.uid
+                else:
+                    results[task.uid] = CancelResult.CANNOT_STOP
+        self._context.events.put(events)
+        stopped = await self._stop(running)
+        for group in running.values():
+            for uid in group.values():
+                results[uid] = CancelResult.STOPPED if uid in stopped else CancelResult.TOO_LATE
+        return results
+
+    async def _stop(self, running: Mapping[str, Mapping[int, str]]) -> set[str]:
+        async def stop(worker: str, tasks: Mapping[int, str]) -> list[str]:
+            answer = await self._client.run(
+                remote.stop_on_worker, self._token, self._context.session, tasks, workers=[worker], on_error="ignore"
+            )
+            return answer.get(worker) or []
+
+        answers = await asyncio.gather(*(stop(worker, tasks) for worker, tasks in running.items()))
+        return {uid for answer in answers for uid in answer}
+
+    async def _withdraw(self, wanted: Mapping[Unit, list[str]]) -> set[str]:
+        """Keep tasks from beginning. Returns which of them never will.
+
+        A unit that no worker has is taken back from the scheduler, whole: what else is in it is returned to be
+        submitted anew. A unit that a worker has is asked for there first, and the scheduler is asked again, because
+        it may have moved in between.
+        """
+        never: set[str] = set()
+        pending = dict(wanted)
+        promised: dict[str, str | None] = dict.fromkeys((unit.key for unit in pending), None)
+        for attempt in range(WITHDRAW_TRIES):
+            if not pending:
+                break
+            if attempt:
+                await asyncio.sleep(0.01 * 2**attempt)
+            async with asyncio.timeout(ANSWER):
+                fates = await self._client.run_on_scheduler(
+                    remote.withdraw_on_scheduler,
+                    self._client.id,
+                    {unit.key: promised[unit.key] for unit in pending},
+                )
+            at: dict[str, list[Unit]] = defaultdict(list)
+            for unit in list(pending):
+                word, address = fates[unit.key]
+                if word == remote.WITHDRAWN:
+                    uids = pending.pop(unit)
+                    never.update(uids)
+                    self._take_back(unit, uids)
+                elif word == remote.GONE:
+                    del pending[unit]
+                elif address is not None:
+                    at[address].append(unit)
+            for address, units in at.items():
+                async with asyncio.timeout(ANSWER):
+                    answer = await self._client.run(
+                        remote.withdraw_on_worker,
+                        self._token,
+                        {unit.number: pending[unit] for unit in units},
+                        workers=[address],
+                        on_error="ignore",
+                    )
+                for unit in units:
+                    told = answer.get(address, {}).get(unit.number, ())
+                    if told is None:
+                        promised[unit.key] = address
+                    elif address in answer:
+                        never.update(told)
+                        del pending[unit]
+        return never
+
+    def _take_back(self, unit: Unit, canceled: Iterable[str]) -> None:
+        gone = set(canceled)
+        others = [uid for uid, task in unit.open.items() if uid not in gone and not task.is_final]
+        self._forget(unit)
+        if others:
+            self._context.events.put([Returned(others)])
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Stop what still runs, and leave nothing on the cluster."""
+        self._lost = True
+        client = self._client
+        if self._looking is not None:
+            self._looking.cancel()
+        try:
+            if client.status == "running":
+                async with asyncio.timeout(ANSWER):
+                    if self._units:
+                        await self.cancel([task for unit in self._units.values() for task in unit.open.values()])
+                    await client.run(remote.forget_on_worker, self._token, on_error="ignore")
+                    client.unsubscribe_topic(self._token)
+                    await client.run_on_scheduler(remote.detach, self._token, client.id)
+        except Exception as error:  # the cluster is half gone; what is left of it is closed next
+            self._context.log.warning("cluster_not_tidied", error=repr(error))
+        finally:
+            for unit in list(self._units.values()):
+                self._forget(unit)
+            for task in self._background:
+                task.cancel()
+            for directory in self._directories.values():
+                remote.ledger_path(directory, self._token).unlink(missing_ok=True)
+
+
+def capacity_for(workers: Iterable[WorkerInfo], adaptive: bool | None) -> Capacity:
+    """Return how much to keep in the scheduler's hands.
+
+    As many units again as there are slots wait at the workers, where Dask puts them ahead of need, and as many at the
+    scheduler; eight more cover the 10 to 20 ms until the next arrive. A cluster that grows with the work in its
+    scheduler's queue has to see a queue.
+    """
+    slots = sum(worker.threads for worker in workers)
+    units = 3 * slots + 8
+    return Capacity(slots=max(slots, 1), units=units if adaptive is False else max(units, 64))
+
+
+def split_by_ledger(
+    tasks: Sequence[ComputeTask], number: int, ledger: Mapping[int, bytes] | None
+) -> tuple[list[ComputeTask], list[ComputeTask]]:
+    """Divide a lost unit's tasks into those that may have begun, and those that did not.
+
+    Args:
+        tasks: that have not ended, in the order in which they run.
+        number: of the unit.
+        ledger: of the worker; None if it could not be read, and nothing is known.
+    """
+    if ledger is None:
+        return list(tasks), []
+    at = ledger.get(number)
+    if at is None or at == bytes(8):
+        return [], list(tasks)
+    places = [place for place, task in enumerate(tasks) if remote.digest(task.uid) == at]
+    if not places:  # the task that it was at has ended; those before it too
+        return list(tasks), []
+    return list(tasks[: places[0] + 1]), list(tasks[places[0] + 1 :])
