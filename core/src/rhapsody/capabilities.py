@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -10,6 +10,10 @@ import attrs
 from .errors import BackendConfigurationError
 
 INTERFACE_VERSION: Final = 1  # of the hooks and types that a backend is written against
+
+
+def _names(value: Iterable[str] | None) -> frozenset[str] | None:
+    return None if value is None else frozenset(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -36,7 +40,7 @@ class BackendCapabilities:
     ranks: bool = False
     gpus: bool = False
     memory: bool = False
-    options: frozenset[str] | None = attrs.field(default=frozenset(), converter=attrs.converters.optional(frozenset))
+    options: frozenset[str] | None = attrs.field(default=frozenset(), converter=_names)
 
 
 @attrs.frozen(kw_only=True)
