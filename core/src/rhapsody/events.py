@@ -171,7 +171,8 @@ class EventChannel:
             if len(events) <= EVENTS_PER_TURN:
                 taken = list(events)
                 events.clear()
-                self._arrived.clear()
+                if not self._closed:  # once closed, there is nothing to wait for
+                    self._arrived.clear()
             else:
                 taken = [events.popleft() for _ in range(EVENTS_PER_TURN)]
         return taken

@@ -225,6 +225,7 @@ class BackendRunner:
         try:
             async for events in self._hooks.monitor():
                 self._apply(events)
+                events.clear()  # what they hold is the tasks' now, and must not live on in a waiting frame
             if self.phase is Phase.OPEN:
                 self._lose(InvalidBackendError(f"the monitor of backend {self.name!r} ended while the backend is open"))
         except asyncio.CancelledError:

@@ -57,7 +57,7 @@ class ThreadLane:
         if self._executor is not None:
             self._ask_for_threads(self._executor, tasks)
         else:
-            while len(self._threads) < min(self._slots, len(self._waiting)):
+            for _ in range(min(self._slots - len(self._threads), len(tasks))):
                 name = f"rhapsody {self._context.backend} {len(self._threads)}"
                 thread = threading.Thread(target=self._work, args=(self._queue.get,), name=name, daemon=True)
                 self._threads.append(thread)
@@ -141,6 +141,7 @@ class ThreadLane:
                 events.append(Started(task.uid, started, worker.where()))
                 put(events)
                 events = [self._run(task, started, loops)]
+                del task  # a waiting thread must not keep it alive
 
     def _run(self, task: ComputeTask, started: float, loops: worker.AsyncFunctions) -> Outcome:
         if task.function is None:
