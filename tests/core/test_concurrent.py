@@ -316,7 +316,7 @@ async def test_executables_run_as_many_at_once_as_there_are_slots(tmp_path: Path
 
 async def test_forty_executables_need_few_file_descriptors() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(os.listdir("/proc/self/fd"))
+    used = len(list(Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(64, used + 40), hard))
     try:
         tasks = await run(local(max_workers=2), *(ComputeTask(executable="true") for _ in range(40)))

@@ -319,7 +319,7 @@ def test_a_uid_that_cannot_name_a_folder_is_refused(uid: Any) -> None:
 
 def test_an_unknown_log_level_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RHAPSODY_LOG_LEVEL", "LOUD")
-    with pytest.raises(SettingsError, match="'LOUD'.*DEBUG, INFO, WARNING, ERROR, CRITICAL"):
+    with pytest.raises(SettingsError, match=r"'LOUD'.*DEBUG, INFO, WARNING, ERROR, CRITICAL"):
         Session()
 
 

@@ -45,6 +45,7 @@ class Outcome:
         stdout, stderr, exit_code, stdout_path, stderr_path: of an executable.
         started_at, ended_at: seconds since the epoch, where known.
         ran_on: host and process, where known.
+        attempt: counts the times that the task was started, where an engine starts it again by itself.
     """
 
     uid: str
@@ -59,6 +60,7 @@ class Outcome:
     started_at: float | None = None
     ended_at: float | None = None
     ran_on: str | None = None
+    attempt: int | None = None
 
 
 @attrs.define(eq=False)

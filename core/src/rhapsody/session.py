@@ -506,7 +506,7 @@ def _record(task: ComputeTask, outcome: Outcome) -> None:
     task.ended_at = outcome.ended_at or time.time()
     if outcome.started_at is not None:
         task.started_at = outcome.started_at
-        task.attempt = task.attempt or 1  # its start was not reported by itself
+        task.attempt = outcome.attempt or task.attempt or 1  # its start may not have been reported by itself
     if outcome.ran_on is not None:
         task.ran_on = outcome.ran_on
     if task.function is None:
