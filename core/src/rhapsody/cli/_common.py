@@ -1,0 +1,74 @@
+"""What several commands share: options of a backend on the command line, and how a machine reads the results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from ..backends.base import ExecutionBackend
+from ..discovery import get_backend
+from ..errors import BackendConfigurationError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def backend_arguments() -> Callable[[Function], Function]:
+    """Add `--backend NAME` and `--option KEY=VALUE` to a command, as its arguments `backend` and `options`."""
+
+    def add(function: Function) -> Function:
+        function = click.option(
+            "-o",
+            "--option",
+            "options",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="An argument of the backend, as JSON or as plain text: -o executor=processes -o max_workers=4.",
+        )(function)
+        return click.option(
+            "-b",
+            "--backend",
+            metavar="NAME",
+            help="The backend. Default: the one named in RHAPSODY_BACKEND, else concurrent.",
+        )(function)
+
+    return add
+
+
+def build_backend(name: str, options: Iterable[str]) -> ExecutionBackend:
+    """Build a backend from the command line.
+
+    Args:
+        name: as in `rhapsody backends`.
+        options: `KEY=VALUE`, of which the value is JSON, or else text.
+
+    Raises:
+        BackendError: as `get_backend` does.
+        click.BadParameter: an option without `=`.
+    """
+    arguments: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{option!r} is not KEY=VALUE", param_hint="--option")
+        try:
+            arguments[key] = json.loads(value)
+        except ValueError:
+            arguments[key] = value
+    try:
+        return get_backend(name, **arguments)
+    except TypeError as error:
+        raise BackendConfigurationError(f"backend {name!r}: {error}") from error
+
+
+def print_json(value: object) -> None:
+    """Print for a machine."""
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def console() -> Console:
+    """Return a console that writes to standard output as it is at the time of the call."""
+    return Console(highlight=False)
