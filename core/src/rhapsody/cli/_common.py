@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -72,3 +75,14 @@ def print_json(value: object) -> None:
 def console() -> Console:
     """Return a console that writes to standard output as it is at the time of the call."""
     return Console(highlight=False)
+
+
+@contextmanager
+def scratch() -> Iterator[str]:
+    """Yield a folder for sessions: RHAPSODY_WORK_DIR where that is set, else a temporary one."""
+    chosen = os.environ.get("RHAPSODY_WORK_DIR")
+    if chosen:
+        yield chosen
+    else:
+        with tempfile.TemporaryDirectory(prefix="rhapsody-") as folder:
+            yield folder

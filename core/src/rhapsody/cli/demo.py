@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import platform
 import sys
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -25,7 +23,7 @@ from ..backends.base import ExecutionBackend
 from ..session import Session, Transition
 from ..states import TaskState
 from ..task import ComputeTask
-from ._common import backend_arguments, build_backend, console, print_json
+from ._common import backend_arguments, build_backend, console, print_json, scratch
 from ._survey import GZIP_SCRIPT, Survey, sources, survey
 
 _ROWS: Final = 12  # packages in the table of results
@@ -55,8 +53,8 @@ def command(backend: str | None, options: tuple[str, ...], tasks: int | None, as
     jobs = _jobs(found, tasks)
     chosen = build_backend(backend or settings.default_backend(), options)
     progress: _Progress | None = None if as_json else _Bar() if sys.stdout.isatty() else _Lines()
-    with tempfile.TemporaryDirectory(prefix="rhapsody-demo-") as folder:
-        report = asyncio.run(_run(chosen, jobs, os.environ.get("RHAPSODY_WORK_DIR") or folder, progress))
+    with scratch() as folder:
+        report = asyncio.run(_run(chosen, jobs, folder, progress))
     if as_json:
         print_json(report)
     else:
