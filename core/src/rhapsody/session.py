@@ -18,32 +18,29 @@ from typing import Any, Final, Self
 import attrs
 
 from . import settings
+from .admission import Backends, Route, instances, route
 from .backends.base import ExecutionBackend
-from .discovery import get_backend, load_observers
+from .discovery import load_observers
 from .errors import (
-    BackendNotFoundError,
     DuplicateBackendError,
     DuplicateTaskError,
-    InvalidBackendError,
-    InvalidTaskError,
     SessionClosedError,
     SessionError,
     UnclosedSessionWarning,
-    UnsupportedError,
     describe,
 )
-from .events import CancelResult, Outcome, Started
+from .events import CancelResult, Outcome
+from .flow import Change
 from .hooks import ObserverCaller
 from .log import configure, get_logger
-from .runner import BackendRunner, Change, Phase
-from .states import FINAL_STATES, TaskState, advance
+from .records import apply, unended
+from .runner import BackendRunner
+from .states import FINAL_STATES, TaskState
 from .task import ComputeTask
 
 log = get_logger(__name__)
 
 Transition = tuple[ComputeTask, TaskState, TaskState]
-Backends = Iterable[ExecutionBackend | str] | Mapping[str, ExecutionBackend | str] | ExecutionBackend | str
-
 _numbers = itertools.count(1)
 _GRACE: Final = 2.0  # seconds that tasks which cannot be stopped have to end by themselves when a session is canceled
 
@@ -102,7 +99,7 @@ class Session:
         self._hurry: asyncio.Event | None = None  # set: stop waiting for tasks, cancel them
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._runners: dict[str, BackendRunner] = {}
-        for backend in _instances(backends):
+        for backend in instances(backends):
             self._add(backend)
 
     def _add(self, backend: ExecutionBackend) -> None:
@@ -212,7 +209,7 @@ class Session:
             await self._end_tasks(self._hurry)
         problems = await self._shut_down_backends(wait=not self._hurry.is_set())
         self._changed(
-            [(task, _unended(task, self.uid)) for task in list(self._tasks.values())]
+            [(task, unended(task, self.uid)) for task in list(self._tasks.values())]
         )  # of a backend that was never started, or that lost track
         self._phase = _Phase.CLOSED
         if self._finalizer is not None:
@@ -231,7 +228,7 @@ class Session:
                 await self.cancel_tasks(list(self._tasks.values()))
                 await asyncio.wait([drained], timeout=_GRACE)
             if not drained.done():
-                self._changed([(task, _unended(task, self.uid)) for task in list(self._tasks.values())])
+                self._changed([(task, unended(task, self.uid)) for task in list(self._tasks.values())])
         finally:
             drained.cancel()
             hurried.cancel()
@@ -288,7 +285,7 @@ class Session:
             BackendLostError: the engine of a task's backend is gone.
         """
         self._refuse_if_closed()
-        routes = self._route(tasks)
+        routes = route(tasks, self._runners, session=self.uid, live=self._tasks, names=self._names)
         if self._phase is not _Phase.OPEN:
             await self.start()
             self._refuse_if_closed()
@@ -297,53 +294,13 @@ class Session:
             self._bind()
         return self._accept(routes)
 
-    def _route(self, tasks: Iterable[ComputeTask | Mapping[str, Any]]) -> list[tuple[ComputeTask, BackendRunner]]:
-        """Check every task, and find the backend of each. Changes nothing."""
-        if isinstance(tasks, ComputeTask | Mapping | str):
-            raise InvalidTaskError(f"submit_tasks takes a list of tasks, not {describe(tasks)}")
-        default = next(iter(self._runners.values()))
-        runners, seen, live, names = self._runners, set[str](), self._tasks, self._names
-        routes: list[tuple[ComputeTask, BackendRunner]] = []
-        special: dict[BackendRunner, list[ComputeTask]] = {}
-        for item in tasks:
-            if type(item) is ComputeTask or isinstance(item, ComputeTask):
-                task = item
-            elif isinstance(item, Mapping):
-                task = ComputeTask.from_dict(item)
-            else:
-                raise InvalidTaskError(f"submit_tasks takes tasks and mappings, not {describe(item)}")
-            if task.state is not TaskState.NEW:
-                raise DuplicateTaskError(f"task {task.uid} was submitted before; a task object is submitted once")
-            uid = task.uid
-            if uid in seen or uid in live or (task._named and uid in names):
-                raise DuplicateTaskError(f"session {self.uid} already has a task {uid!r}; uids are unique in a session")
-            seen.add(uid)
-            runner = default if task.backend is None else runners.get(task.backend)
-            if runner is None:
-                raise BackendNotFoundError(
-                    f"task {uid} asks for backend {task.backend!r}; session {self.uid} has {', '.join(runners)}"
-                )
-            if runner.phase is Phase.LOST:
-                assert runner.error is not None
-                raise runner.error
-            if task.function is None or task.resources is not None or task.backend_options:
-                _check_capabilities(task, runner)
-                if task.resources is not None or task.backend_options:
-                    special.setdefault(runner, []).append(task)
-            elif not runner.backend.capabilities.functions:
-                _check_capabilities(task, runner)
-            routes.append((task, runner))
-        for runner, group in special.items():
-            runner.validate(group)
-        return routes
-
-    def _refuse_duplicates(self, routes: list[tuple[ComputeTask, BackendRunner]]) -> None:
+    def _refuse_duplicates(self, routes: list[Route]) -> None:
         """Check again what may have changed while the session started."""
         for task, _ in routes:
             if task.state is not TaskState.NEW or task.uid in self._tasks or task.uid in self._names:
                 raise DuplicateTaskError(f"session {self.uid} already has a task {task.uid!r}")
 
-    def _accept(self, routes: list[tuple[ComputeTask, BackendRunner]]) -> list[asyncio.Future[ComputeTask]]:
+    def _accept(self, routes: list[Route]) -> list[asyncio.Future[ComputeTask]]:
         assert self._loop is not None
         new_future = self._loop.create_future
         now = time.time()
@@ -448,24 +405,13 @@ class Session:
         transitions: list[Transition] | None = [] if self._observer_hooks.wants_transitions else None
         for task, event in changes:
             old = task.state
-            new = TaskState.RUNNING if type(event) is Started else event.state  # type: ignore[union-attr]
-            state = advance(old, new)
-            if state is old:
-                log.debug("report_dropped", task=task.uid, state=old.value, reported=new.value)
+            if not apply(task, event):
                 continue
-            task.state = state
             if transitions is not None:
-                transitions.append((task, old, state))
-            if type(event) is Started:
-                task.started_at = event.at
-                task.ran_on = event.ran_on
-                task.attempt += 1
-                continue
-            assert type(event) is Outcome
-            _record(task, event)
-            del accepted[task.uid]
-            ended.append(task.uid)
-            _resolve(task)
+                transitions.append((task, old, task.state))
+            if type(event) is Outcome:
+                del accepted[task.uid]
+                ended.append(task.uid)
         if ended and self._waiters:
             self._wake(ended)
         if transitions:
@@ -499,112 +445,11 @@ class Session:
             log.error("observer_failed", session=self.uid, exc_info=error)
 
 
-def _record(task: ComputeTask, outcome: Outcome) -> None:
-    """Write how a task ended into it."""
-    task.return_value = outcome.return_value
-    task.exception = outcome.exception
-    task.ended_at = outcome.ended_at or time.time()
-    if outcome.started_at is not None:
-        task.started_at = outcome.started_at
-        task.attempt = outcome.attempt or task.attempt or 1  # its start may not have been reported by itself
-    if outcome.ran_on is not None:
-        task.ran_on = outcome.ran_on
-    if task.function is None:
-        task.stdout = outcome.stdout
-        task.stderr = outcome.stderr
-        task.exit_code = outcome.exit_code
-        task.stdout_path = outcome.stdout_path
-        task.stderr_path = outcome.stderr_path
-
-
-def _resolve(task: ComputeTask) -> None:
-    """Settle the task's future; the task lets go of it, so that neither keeps the other alive."""
-    future = task._future
-    task._future = None
-    if future is None or future.done():  # done: whoever waited on it gave up
-        return
-    if task.state is TaskState.DONE:
-        future.set_result(task)
-    else:
-        assert task.exception is not None
-        future.set_exception(task.exception)
-        future.exception()  # seen: the task holds it, nobody has to ask the future
-
-
 def _with_notes(problems: Sequence[BaseException]) -> BaseException:
     """Return the first of several errors, with the others as its notes."""
     for other in problems[1:]:
         problems[0].add_note(f"and: {other}")
     return problems[0]
-
-
-def _unended(task: ComputeTask, session: str) -> Outcome:
-    """Return the end of a task which cannot be stopped and does not end, when its session does."""
-    if task.state is TaskState.RUNNING:
-        text = f"task {task.uid} still runs and cannot be stopped; session {session} closed without its end"
-    else:
-        text = f"task {task.uid} had not ended when session {session} closed"
-    return Outcome(task.uid, TaskState.FAILED, exception=SessionClosedError(text))
-
-
-def _check_capabilities(task: ComputeTask, runner: BackendRunner) -> None:
-    """Refuse what the backend does not declare.
-
-    Raises:
-        UnsupportedError: naming the task, the backend and the option.
-    """
-    can = runner.backend.capabilities
-    need = task.resources
-    problems = []
-    if task.function is not None and not can.functions:
-        problems.append("run functions")
-    if task.executable is not None and not can.executables:
-        problems.append("run executables")
-    if need is not None:
-        if (need.ranks > 1 or need.cores_per_rank > 1) and not can.ranks:
-            problems.append(f"give a task {need.ranks} ranks of {need.cores_per_rank} cores")
-        if need.gpus_per_rank and not can.gpus:
-            problems.append(f"give a task {need.gpus_per_rank:g} GPUs")
-        if need.memory is not None and not can.memory:
-            problems.append(f"reserve {need.memory} bytes of memory")
-    if task.backend_options and can.options is not None:
-        unknown = [key for key in task.backend_options if key not in can.options]
-        if unknown:
-            known = f"it knows {', '.join(sorted(can.options))}" if can.options else "it knows none"
-            problems.append(f"honour the options {', '.join(map(repr, unknown))} ({known})")
-    if problems:
-        raise UnsupportedError(
-            f"task {task.uid}: backend {runner.name!r} cannot {', nor '.join(problems)}; change the task, or name "
-            f"another backend in it"
-        )
-
-
-def _instances(backends: Backends | None) -> list[ExecutionBackend]:
-    """Turn what the user gave into backends: all of them, or an error."""
-    if backends is None:
-        backends = [settings.default_backend()]
-    if isinstance(backends, str | ExecutionBackend):
-        backends = [backends]
-    if isinstance(backends, Mapping):
-        named = []
-        for name, given in backends.items():
-            backend = _instance(given)
-            backend.name = name
-            named.append(backend)
-    else:
-        named = [_instance(given) for given in backends]
-    if not named:
-        raise SessionError("a session needs at least one backend")
-    return named
-
-
-def _instance(given: object) -> ExecutionBackend:
-    if isinstance(given, str):
-        return get_backend(given)
-    if isinstance(given, ExecutionBackend):
-        return given
-    hint = f"; did you mean {given.__name__}()" if isinstance(given, type) else ""
-    raise InvalidBackendError(f"backends are names or instances of ExecutionBackend, not {describe(given)}{hint}")
 
 
 def _warn_unclosed(uid: str) -> None:

@@ -1,0 +1,349 @@
+"""The tasks of one attached backend: how they go down to its engine, and how what it reports comes up.
+
+Tasks wait in the backlog, on our side, until there is room at the engine; a batch is formed by `rhapsody_batch` and
+handed over by `rhapsody_submit`; events end or return its tasks. Nothing that was accepted is lost: a task is in the
+backlog, or held by a batch, or has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+from .batch import TaskBatch
+from .batching import AdaptiveBatching, Backlog
+from .capabilities import Deadlines
+from .context import BackendContext
+from .errors import BackendError, InvalidBackendError, SubmitError, TaskCanceledError
+from .events import BackendLost, CancelResult, Capacity, CapacityChanged, Event, Outcome, Returned, Started
+from .hooks import BackendCaller
+from .log import get_logger
+from .states import FINAL_STATES, TaskState
+from .task import ComputeTask
+
+log = get_logger(__name__)
+
+Change = tuple[ComputeTask, Started | Outcome]
+Sink = Callable[[Sequence[Change]], None]
+
+_STOPPING: Final = (CancelResult.NEVER_STARTED, CancelResult.STOPPED)
+
+
+class TaskFlow:
+    """What waits for one backend, what its engine holds, and the way between.
+
+    Args:
+        name: of the backend.
+        hooks: of the backend.
+        batching: core's default `rhapsody_batch`, which learns from what ends.
+        deadlines: for hooks that are awaited.
+        sink: called with what happened to tasks, in order.
+        on_lost: called when the engine is gone, or the backend broke its contract.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        hooks: BackendCaller,
+        batching: AdaptiveBatching,
+        deadlines: Deadlines,
+        *,
+        sink: Sink,
+        on_lost: Callable[[Exception], None],
+    ) -> None:
+        self.name = name
+        self.is_open = False
+        self._hooks = hooks
+        self._batching = batching
+        self._deadlines = deadlines
+        self._sink = sink
+        self._on_lost = on_lost
+        self._context: BackendContext | None = None
+        self._capacity = Capacity(slots=1, units=1)
+        self._backlog = Backlog()
+        self._held: dict[str, ComputeTask] = {}  # tasks in the engine's hands
+        self._units = 0  # batches in the engine's hands
+        self._batches = 0  # batches ever
+        self._canceling: set[str] = set()  # uids that the engine was asked to stop
+        self._pumping = False
+        self._submitting: asyncio.Task[None] | None = None
+
+    def open(self, context: BackendContext) -> None:
+        """The engine is ready: let tasks go down."""
+        self._context = context
+        self._capacity = context.capacity
+        self.is_open = True
+        self._pump()
+
+    def stop(self) -> None:
+        """Let nothing more go down; what the engine holds may still end."""
+        self.is_open = False
+        if self._submitting is not None:
+            self._submitting.cancel()
+
+    def fail_all(self, error: Exception) -> None:
+        """Leave no task behind: whatever has no outcome by now fails with this error."""
+        self.is_open = False
+        tasks = [*self._held.values(), *self._backlog.drain()]
+        self._held.clear()
+        self._units = 0
+        for task in tasks:
+            task._unit = None
+        self._deliver([(task, Outcome(task.uid, TaskState.FAILED, exception=error)) for task in tasks])
+
+    def lose(self, error: Exception) -> None:
+        """Give the backend up: everything that it holds, and everything that waits for it, fails."""
+        if self.is_open:
+            self.is_open = False
+            self._on_lost(error)
+            self.fail_all(error)
+
+    # -- tasks go down ---------------------------------------------------------------------------------------------
+
+    def enqueue(self, tasks: Sequence[ComputeTask]) -> None:
+        """Take tasks that the session has accepted."""
+        self._backlog.add(tasks)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Submit units while tasks wait and there is room; one submission at a time."""
+        if self._pumping or not self.is_open:
+            return
+        self._pumping = True
+        try:
+            while self.is_open and len(self._backlog) and self._has_room():
+                batch = self._next_batch()
+                if batch is None:
+                    return
+                try:
+                    pending = self._hooks.submit(batch)
+                except Exception as error:
+                    self._refused(batch, error)
+                    continue
+                if inspect.isawaitable(pending):
+                    self._submitting = asyncio.create_task(
+                        self._finish_submit(batch, pending), name=f"rhapsody submit {self.name}"
+                    )
+                    return
+        finally:
+            if self._submitting is None:
+                self._pumping = False
+
+    async def _finish_submit(self, batch: TaskBatch, pending: Awaitable[None]) -> None:
+        """Await an asynchronous submission, then go on with the next."""
+        deadline = self._deadlines.submit
+        try:
+            async with asyncio.timeout(deadline):
+                await pending
+        except TimeoutError as error:
+            self._refused(batch, error if str(error) else TimeoutError(f"no answer within {deadline:g} seconds"))
+        except Exception as error:
+            self._refused(batch, error)
+        finally:
+            self._submitting = None
+            self._pumping = False
+        self._pump()
+
+    def _has_room(self) -> bool:
+        capacity = self._capacity
+        if capacity.slots < 1:
+            return False
+        units = capacity.slots if capacity.units is None and capacity.tasks is None else capacity.units
+        return (units is None or self._units < units) and (capacity.tasks is None or len(self._held) < capacity.tasks)
+
+    def _next_batch(self) -> TaskBatch | None:
+        backlog = self._backlog
+        backlog.slots = self._capacity.slots
+        backlog.free = max(0, backlog.slots - self._units)
+        problem: str | None = None
+        chosen: object = None
+        self._batching.chose = False
+        try:
+            chosen = self._hooks.batch(backlog)
+        except Exception as error:
+            problem = f"raised {type(error).__name__}: {error}"
+        taken = backlog.taken()
+        if problem is None and not (isinstance(chosen, Sequence) and len(chosen) == len(taken) > 0):
+            problem = "must return the tasks that it took off the backlog, at least one"
+        learns = self._batching.chose
+        if problem is None and not learns and {id(t) for t in taken} != {id(t) for t in chosen}:  # type: ignore[attr-defined]
+            problem = "returned other tasks than it took off the backlog"
+        if problem is not None:
+            backlog.put_back(taken)
+            self.lose(InvalidBackendError(f"rhapsody_batch of backend {self.name!r} {problem}"))
+            return None
+        tasks: Sequence[ComputeTask] = chosen  # type: ignore[assignment]
+        assert self._context is not None
+        self._batches += 1
+        batch = TaskBatch(self._batches, tasks, self._context)
+        held = self._held
+        for task in tasks:
+            task._unit = batch
+            held[task.uid] = task
+        if learns:
+            batch.learns = True
+            batch.spare = self._units >= self._capacity.slots
+            batch.predicted = self._batching.predict(tasks)
+        batch.submitted_at = time.perf_counter()
+        self._units += 1
+        log.debug("batch_submitted", backend=self.name, batch=batch.uid, tasks=len(batch))
+        return batch
+
+    def _refused(self, batch: TaskBatch, error: Exception) -> None:
+        """The engine did not take a batch: its tasks fail, and say why."""
+        tasks = [task for task in batch.tasks if task._unit is batch]
+        log.warning("submit_failed", backend=self.name, tasks=len(tasks), error=str(error))
+        if isinstance(error, SubmitError):
+            problem = error
+        else:
+            problem = SubmitError(f"backend {self.name!r} did not take the batch: {type(error).__name__}: {error}")
+            problem.__cause__ = error
+        self.apply([Outcome(task.uid, TaskState.FAILED, exception=problem) for task in tasks])
+
+    # -- cancel ----------------------------------------------------------------------------------------------------
+
+    async def cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
+        """Stop tasks, and say of each what became of it."""
+        results: dict[str, CancelResult] = {}
+        waiting: list[Change] = []
+        held: list[ComputeTask] = []
+        for task in tasks:
+            if task.state in FINAL_STATES:
+                results[task.uid] = CancelResult.TOO_LATE
+            elif task._unit is not None:
+                held.append(task)
+            else:
+                results[task.uid] = CancelResult.NEVER_STARTED
+                waiting.append((task, Outcome(task.uid, TaskState.CANCELED, exception=_canceled(task))))
+        if waiting:
+            self._backlog.forget(len(waiting))
+            self._sink(waiting)
+        if held:
+            results |= await self._cancel_held(held)
+        return results
+
+    async def _cancel_held(self, tasks: list[ComputeTask]) -> dict[str, CancelResult]:
+        if self._submitting is not None:  # half way into the engine: it can be stopped once it is there
+            await asyncio.wait([self._submitting], timeout=self._deadlines.cancel)
+        if not self._hooks.can_cancel or not self.is_open:
+            return {task.uid: _fate(task) for task in tasks}
+        told: Mapping[str, CancelResult] = {}
+        uids = {task.uid for task in tasks}
+        self._canceling |= uids
+        try:
+            async with asyncio.timeout(self._deadlines.cancel):
+                told = await settled(self._hooks.cancel([task for task in tasks if not task.is_final]))
+                ending = [task._ended() for task in tasks if told.get(task.uid) in _STOPPING and not task.is_final]
+                if ending:
+                    await asyncio.wait(ending)
+        except Exception as error:  # its tasks keep their real end; the caller is told that they could not be stopped
+            log.warning("cancel_failed", backend=self.name, error=repr(error))
+        finally:
+            self._canceling -= uids
+        return {task.uid: _fate(task, told.get(task.uid)) for task in tasks}
+
+    # -- events come up ----------------------------------------------------------------------------------------------
+
+    def apply(self, events: Sequence[Event]) -> None:
+        """Apply a list of events, and submit what there is room for now."""
+        changes: list[Change] = []
+        held = self._held
+        unknown = 0
+        for event in events:
+            if type(event) is Outcome:
+                task = held.pop(event.uid, None)
+                if task is None:
+                    unknown += 1
+                    continue
+                if event.state is not TaskState.DONE:
+                    _complete(event, task, self.name)
+                self._leave_unit(task, event)
+                changes.append((task, event))
+            elif type(event) is Started:
+                task = held.get(event.uid)
+                if task is None or task.state is not TaskState.QUEUED:
+                    unknown += 1
+                else:
+                    changes.append((task, event))
+            elif type(event) is Returned:
+                unknown += self._take_back(event.uids, changes)
+            elif type(event) is CapacityChanged:
+                self._capacity = event.capacity
+            elif type(event) is BackendLost:
+                self._deliver(changes)
+                changes = []
+                self.lose(event.error)
+            else:
+                self.lose(InvalidBackendError(f"backend {self.name!r} reported {event!r}, which is no event"))
+        if unknown:
+            log.warning("reports_dropped", backend=self.name, count=unknown, reason="not held, or reported before")
+        self._deliver(changes)
+        self._pump()
+
+    def _deliver(self, changes: list[Change]) -> None:
+        if changes:
+            self._sink(changes)
+
+    def _leave_unit(self, task: ComputeTask, outcome: Outcome | None) -> None:
+        batch: TaskBatch = task._unit
+        task._unit = None
+        batch.left -= 1
+        if batch.learns and outcome is not None and outcome.started_at is not None and outcome.ended_at is not None:
+            seconds = outcome.ended_at - outcome.started_at
+            batch.work += seconds
+            self._batching.observe(task, seconds)
+        if not batch.left:
+            self._units -= 1
+            if batch.learns and batch.work:
+                took = time.perf_counter() - batch.submitted_at
+                cost = None if batch.spare else took - batch.work
+                self._batching.observe_unit(batch.tasks, batch.predicted, batch.work, cost)
+
+    def _take_back(self, uids: Sequence[str], changes: list[Change]) -> int:
+        """Put tasks that never started back at the front. Returns how many were not there to take."""
+        tasks: list[ComputeTask] = []
+        unknown = 0
+        for uid in uids:
+            task = self._held.get(uid)
+            if task is None or task.state is not TaskState.QUEUED:
+                unknown += 1
+                continue
+            del self._held[uid]
+            self._leave_unit(task, None)
+            if uid in self._canceling:
+                changes.append((task, Outcome(uid, TaskState.CANCELED, exception=_canceled(task))))
+            else:
+                tasks.append(task)
+        self._backlog.put_back(tasks)
+        return unknown
+
+
+async def settled(result: Any) -> Any:
+    """Await what a hook returned, where it is to be awaited."""
+    return await result if inspect.isawaitable(result) else result
+
+
+def _canceled(task: ComputeTask) -> TaskCanceledError:
+    return TaskCanceledError(f"task {task.uid} was canceled")
+
+
+def _complete(outcome: Outcome, task: ComputeTask, backend: str) -> None:
+    """Mend an outcome that is not DONE: it must be final, and must carry an exception."""
+    if outcome.state is TaskState.CANCELED:
+        outcome.exception = outcome.exception or _canceled(task)
+    elif outcome.state is not TaskState.FAILED:
+        outcome.exception = BackendError(f"backend {backend!r} reported {outcome.state!r} as the end of {task.uid}")
+        outcome.state = TaskState.FAILED
+    elif not isinstance(outcome.exception, BaseException):
+        said = f": {outcome.exception}" if outcome.exception else " without saying why"
+        outcome.exception = BackendError(f"backend {backend!r} reported that task {task.uid} failed{said}")
+
+
+def _fate(task: ComputeTask, told: CancelResult | None = None) -> CancelResult:
+    """Say what became of a task, by what the backend said and by what it is now."""
+    if task.state is TaskState.CANCELED:
+        return CancelResult.NEVER_STARTED if told is CancelResult.NEVER_STARTED else CancelResult.STOPPED
+    return CancelResult.TOO_LATE if task.is_final else CancelResult.CANNOT_STOP
