@@ -110,16 +110,40 @@ class _Running:
     """One executable of this process, from just before it starts until it has ended."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
         self.stopped = False
         self.ended = threading.Event()
+        self._lock = threading.Lock()  # no signal may go to a group whose number has been given to another
+        self._group: int | None = None
 
     def signal(self, signum: int) -> None:
-        if self.process is not None and not self.ended.is_set():
-            kill_group(self.process.pid, signum)
+        with self._lock:
+            if self._group is not None:
+                kill_group(self._group, signum)
+
+    def began(self, group: int) -> None:
+        with self._lock:
+            self._group = group
+        if self.stopped:  # while it was starting
+            self.signal(signal.SIGTERM)
+
+    def over(self) -> None:
+        """End what is left of the group; its leader is not reaped yet."""
+        self.signal(signal.SIGKILL)
+        with self._lock:
+            self._group = None
 
 
 _running: dict[Key, _Running] = {}
+
+
+def announce(key: Key) -> None:
+    """Say that `run` comes, so that `stop` from now on finds the executable."""
+    _running[key] = _Running()
+
+
+def retract(key: Key) -> None:
+    """Say that `run` does not come after all."""
+    _running.pop(key).ended.set()
 
 
 def run(key: Key, command: Command, guard: Guard) -> Finished:
@@ -128,25 +152,32 @@ def run(key: Key, command: Command, guard: Guard) -> Finished:
     Its process group is ended with it: what it left running in the background gets SIGKILL. The end of the program
     ends the task, also while a grandchild still holds the pipe of its output.
     """
-    execution = _running[key] = _Running()
+    execution = _running.setdefault(key, _Running())
     try:
-        process = execution.process = _start(command)
-    except (OSError, ValueError) as error:  # not found, not executable, no such cwd, a NUL in an argument
-        del _running[key]
+        if execution.stopped:  # before it could start
+            return Finished(None, stopped=True)
+        try:
+            process = _start(command)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:  # not found, no such cwd, a NUL, ...
+            return Finished(None, problem=f"could not start {command.argv[0]!r}: {error}", stopped=execution.stopped)
+        return _follow(process, execution, command, guard)
+    finally:
         execution.ended.set()
-        return Finished(None, problem=f"could not start {command.argv[0]!r}: {error}", stopped=execution.stopped)
-    guard.watch(process.pid)
-    if execution.stopped:  # while it was starting
-        execution.signal(signal.SIGTERM)
+        del _running[key]
+
+
+def _follow(process: subprocess.Popen[bytes], execution: _Running, command: Command, guard: Guard) -> Finished:
     captured = {stream: _Captured() for stream in (process.stdout, process.stderr) if stream is not None}
     try:
+        execution.began(process.pid)
+        guard.watch(process.pid)
         _drive(process, {stream.fileno(): sink for stream, sink in captured.items()})
+    except OSError as error:  # no descriptor is left to follow it, or no guard can be started: it must not run on
+        return Finished(None, problem=f"could not run {command.argv[0]!r}: {error}", stopped=execution.stopped)
     finally:
-        kill_group(process.pid, signal.SIGKILL)  # before it is reaped, while the number can only be its own
-        execution.ended.set()
-        process.wait()
-        del _running[key]
+        execution.over()
         guard.unwatch(process.pid)
+        process.wait()
         for stream in captured:
             stream.close()
     out = captured[process.stdout].text() if process.stdout is not None else None
@@ -160,7 +191,7 @@ def stop(keys: Iterable[Key], grace: float = GRACE) -> set[Key]:
 
     Blocks until they have ended. Returns those that were running.
     """
-    executions = {key: _running[key] for key in keys if key in _running}
+    executions = {key: execution for key in keys if (execution := _running.get(key)) is not None}
     deadline = time.monotonic() + grace
     for execution in executions.values():
         execution.stopped = True
@@ -259,6 +290,9 @@ def _drain(fd: int, sink: _Captured) -> bool:
 def _tail_of(path: str | None) -> str:
     if path is None:
         return ""
-    with Path(path).open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _ERROR_TAIL))
-        return file.read().decode("utf-8", "replace")
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _ERROR_TAIL))
+            return file.read().decode("utf-8", "replace")
+    except OSError as error:  # the program may have removed it
+        return f"(its standard error cannot be read: {error})"

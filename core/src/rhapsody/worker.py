@@ -21,7 +21,7 @@ import socket
 import struct
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +34,7 @@ from ._guard import Guard
 __all__ = ["Call", "Frame", "dumps", "frames", "guard", "run_batch", "run_function", "stop", "where"]
 
 _LENGTH: Final = struct.Struct("<Q")
+_LAST_WORDS: Final = 1.0  # seconds that what functions left on a loop has to end
 _PLAIN: Final = frozenset({type(None), bool, int, float, str})  # travel as they are, inside the frame
 
 _NOT_THERE: Final = object()
@@ -91,25 +92,38 @@ class AsyncFunctions:
     """Runs coroutines on an event loop of the worker's own, made with the first and kept for the others."""
 
     def __init__(self) -> None:
-        self._runner: asyncio.Runner | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def run(self, awaitable: Any) -> Any:
-        """Wait for an awaitable that a function returned."""
-        if self._runner is None:
-            self._runner = asyncio.Runner()
-        if not inspect.iscoroutine(awaitable):
-
-            async def wait() -> Any:
-                return await awaitable
-
-            return self._runner.run(wait())
-        return self._runner.run(awaitable)
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for the coroutine that a function returned."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        task = self._loop.create_task(coroutine)
+        try:
+            return self._loop.run_until_complete(task)
+        except BaseException:
+            if not task.done():  # what was raised came from something else on the loop
+                task.cancel()
+            elif not task.cancelled():
+                task.exception()  # seen: the loop itself passed it on (SystemExit)
+            raise
 
     def close(self) -> None:
-        """End the loop, and with it whatever the functions left on it."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.close()
+        """End the loop, and with it whatever the functions left on it; what does not end in a second is left."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        try:
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.wait(left, timeout=_LAST_WORDS))
+            loop.run_until_complete(asyncio.wait_for(loop.shutdown_asyncgens(), _LAST_WORDS))
+        except TimeoutError:  # an asynchronous generator that does not let go
+            pass
+        finally:
+            loop.close()  # which does not wait for the threads of the loop's executor
 
     def __enter__(self) -> AsyncFunctions:
         """Use as a context that closes."""
@@ -267,7 +281,10 @@ def _run_call(uid: str, call: Call, functions: list[bytes], shared: list[bytes],
 def _run_command(session: str, uid: str, command: Command) -> Frame:
     started = time.time()
     command = Command(*command)
-    finished = _executable.run((session, uid), command, guard)
+    try:
+        finished = _executable.run((session, uid), command, guard)
+    except Exception as error:  # nothing that the program or its description can bring about
+        return Frame(uid, "raised", describe_exception(error, "run"), started, time.time(), where())
     value = (tuple(finished), (command.stdout_path, command.stderr_path))
     return Frame(uid, "finished", value, started, time.time(), where())
 
@@ -280,13 +297,16 @@ def _load_function(pickled: bytes) -> Callable[..., Any]:
 
 def describe_exception(error: BaseException, during: str) -> Raised:
     """Make an exception ready to travel."""
-    trace = "".join(traceback.format_exception(error))
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except BaseException as failure:  # the exception is code of the user's too
+        trace = f"(its traceback cannot be shown: {type(failure).__name__})"
     try:
         message = str(error)
-    except Exception as failure:
+    except BaseException as failure:
         message = f"(its message cannot be shown: {type(failure).__name__})"
     try:
         pickled = dumps(error)
-    except Exception:  # its name, message and traceback travel instead
+    except BaseException:  # its name, message and traceback travel instead
         pickled = None
     return Raised(pickled, type(error).__qualname__, message, trace, during)
