@@ -67,10 +67,11 @@ class DragonBackend(ExecutionBackend):
             except Exception:  # it was not acquired, which its start has reported
                 pass
             self._acquiring = None
-        held, self._runtime = self._runtime, None
+        held = self._runtime
         if held is not None:
             self._forget()
             await asyncio.to_thread(self._release, held)
+            self._runtime = None
 
     def _release(self, held: runtime.DragonRuntime) -> None:
         try:

@@ -69,7 +69,6 @@ class Unit:
             self._next += 1
         return None
 
-
     def begun(self, ended: int) -> Container[str]:
         """The tasks that may have begun, when `ended` tasks of the unit are known to have ended at its worker."""
         sent = [task for task in self.batch.tasks if not (task.uid in self.left and task.is_final)]
@@ -166,15 +165,15 @@ class WorkerGroup:
             places = [place for place in self._places if place.process is not None]
         for place in places:
             try:
-                send(lambda data, place=place: place.inbox.put(data, timeout=1.0), place.number, 0, Kind.STOP)
+                place.inbox.put(HEAD.pack(place.number, 0, Kind.STOP), timeout=1.0)
             except Exception:  # its queue is full or broken: it is killed below
                 pass
         if self._lost is None:
             self._end_processes(places)
             self._stop_threads()
             for place in places:
-                _destroy(place.inbox, place.control)
-            _destroy(self._outbox)
+                destroy(place.inbox, place.control)
+            destroy(self._outbox)
         self._progress.close()
 
     def _end_processes(self, places: list[Place]) -> None:
@@ -350,7 +349,7 @@ class WorkerGroup:
             self._start(place)
         except Exception as error:
             self._lose(f"a dead worker could not be replaced: {type(error).__name__}: {error}")
-        _destroy(*old)
+        destroy(*old)
 
     def _gone(self, place: Place, code: int, uids: Sequence[int], progress: tuple[int, int]) -> None:
         """Judge what a dead worker held: what it ran has failed or was stopped, the rest it had not begun."""
@@ -496,7 +495,8 @@ def _death(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _destroy(*queues: Any) -> None:
+def destroy(*queues: Any) -> None:
+    """Give queues back to Dragon."""
     for queue in queues:
         try:
             queue.destroy()

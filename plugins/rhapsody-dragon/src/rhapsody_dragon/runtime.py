@@ -65,6 +65,7 @@ class DragonRuntime:
         self.users = 1
         self.pid = os.getpid()
         self.lost: BackendLostError | None = None
+        self.home: str | None = None  # a folder that its watchdog removes; None if the runtime is not ours
         self._watchdog: _Watchdog | None = None
         self._handle: Any = None
         self._listeners: list[Callable[[BackendLostError], None]] = []
@@ -95,7 +96,8 @@ class DragonRuntime:
     def _start(self, deadline: float, report: Report, give_up: threading.Event) -> None:
         until = time.monotonic() + deadline
         self._watchdog = _Watchdog(deadline=max(1.0, deadline - 2.0))
-        info, attach_dir = self._watchdog.wait_until_ready(until, report, give_up)
+        ready = self._watchdog.wait_until_ready(until, report, give_up)
+        info, attach_dir, self.home = ready["ready"], ready["attach_dir"], ready["home"]
         report("attach")
         before = os.environ.get("DRAGON_ATTACH_DIR")
         os.environ["DRAGON_ATTACH_DIR"] = attach_dir
@@ -154,7 +156,7 @@ class _Watchdog:
         # The port binds nothing on a single node; it makes the uid of the runtime. That must be its own: Dragon's
         # library takes the pools of two runtimes of one uid for the same, also when one came after the other.
         settings = {"owner": os.getpid(), "deadline": deadline, "port": 10_000 + secrets.randbelow(50_000)}
-        self._process = subprocess.Popen(  # noqa: S603 - our own module, run by this interpreter
+        self._process = subprocess.Popen(
             [sys.executable, "-I", str(Path(__file__).with_name("watchdog.py")), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -192,9 +194,7 @@ class _Watchdog:
         if tell is not None:
             tell(message.get("lost") or "it was told to")
 
-    def wait_until_ready(
-        self, until: float, report: Report, give_up: threading.Event
-    ) -> tuple[dict[str, Any], str]:
+    def wait_until_ready(self, until: float, report: Report, give_up: threading.Event) -> dict[str, Any]:
         """Wait for the runtime to be up; ends it and raises BackendStartError, naming the part, if it does not come."""
         part = "launcher"
         while True:
@@ -202,13 +202,15 @@ class _Watchdog:
                 self._changed.wait_for(lambda: self._starting or self._ready or self._over, 0.1)
                 news, self._starting = self._starting, []
                 ready, over = self._ready, self._over
-            for part in news:  # noqa: B007 - the last one is what is waited for now
+            for part in news:
                 report(part)
             if ready is not None:
-                return ready["ready"], ready["attach_dir"]
+                return ready
             if over is not None:
                 self.end()
-                raise _start_error(over.get("failed", part), over.get("detail") or over.get("lost") or "no reason given")
+                raise _start_error(
+                    over.get("failed", part), over.get("detail") or over.get("lost") or "no reason given"
+                )
             if give_up.is_set() or time.monotonic() >= until:
                 self.end()
                 raise _start_error(part, "interrupted" if give_up.is_set() else "the deadline has passed")
@@ -238,9 +240,7 @@ class _Watchdog:
         self._thread.join(END_DEADLINE)
 
 
-def acquire(
-    report: Report, give_up: threading.Event | None = None, deadline: float = START_DEADLINE
-) -> DragonRuntime:
+def acquire(report: Report, give_up: threading.Event | None = None, deadline: float = START_DEADLINE) -> DragonRuntime:
     """Connect this process to a runtime, or share the one that it is connected to.
 
     Blocks for as long as that takes, or until `give_up` is set; call it from a thread. `report` is told each part

@@ -62,7 +62,7 @@ with open({fifo!r}, "rb") as stop:
 def descendants() -> list[int]:
     """The pids below this process, zombies included, read from /proc."""
     children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - names are what is wanted
         if entry.isdigit():
             # A process that ended between the listing and the reading is no longer of interest.
             with contextlib.suppress(OSError):
@@ -124,8 +124,8 @@ class Runtime:
         head = self.home / "head.py"
         head.write_text(HEAD.format(marker=MARKER.decode(), fifo=str(self.fifo)))
         self.say(starting=self.part)
-        # No session of its own: Dragon makes the launcher leader of a process group, which a session's leader cannot be.
-        self.launcher = subprocess.Popen(  # noqa: S603 - the interpreter of the user, and Dragon's own launcher
+        # No session of its own: Dragon makes it the leader of a process group, which a session's leader cannot become.
+        self.launcher = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER, "-s", "-a", "-p", str(self.port), str(head)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

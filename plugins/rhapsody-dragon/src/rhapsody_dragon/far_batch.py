@@ -1,0 +1,161 @@
+"""The process inside the runtime that holds Dragon's Batch.
+
+Batch starts threads, imports a web server and writes a file into the current folder; here it does so away from the
+user's process, its folder and its event loop. Units come through one queue, and what became of them goes back through
+another, next to the frames that the functions themselves report.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from .far import Joiner, Kind, extend_path, run_alone, run_unit, send
+
+#: Seconds that the polling thread blocks in Batch's poll before it looks whether Batch is still there.
+POLL_SECONDS: Final = 1.0
+#: Seconds for Batch to leave in order.
+TERMINATE_SECONDS: Final = 4.0
+
+
+class Request(NamedTuple):
+    """One unit for Batch.
+
+    Attributes:
+        kind: "function" for a payload that a worker of Batch runs; "process" for one process, "job" for several.
+        payload: of a function; with kind "process" it is run in that process.
+        plan: the processes: how many, target, arguments, keywords.
+        timeout: seconds; None for no limit.
+        pmi: how ranks find each other; None for not at all.
+    """
+
+    kind: str
+    payload: bytes = b""
+    plan: Sequence[tuple[int, str, Sequence[str], dict[str, Any]]] = ()
+    timeout: float | None = None
+    pmi: str | None = None
+
+
+def host(inbox: Any, outbox: Any, workers_per_node: int | None, disable_telemetry: bool, path: Sequence[str]) -> None:
+    """Start Batch and serve units until told to leave; the body of the process."""
+    extend_path(path)
+    try:
+        from dragon.workflows.batch import Batch
+
+        batch = Batch(disable_telem=disable_telemetry, workers_per_node=workers_per_node)
+    except Exception as error:
+        send(outbox.put, 0, 0, Kind.STARTED, f"{type(error).__name__}: {error}".encode())
+        return
+    send(outbox.put, 0, 0, Kind.STARTED)
+    _Host(batch, outbox, path).serve(inbox)
+
+
+class _Host:
+    def __init__(self, batch: Any, outbox: Any, path: Sequence[str]) -> None:
+        self._batch = batch
+        self._outbox = outbox
+        self._path = path
+        self._lock = threading.Lock()
+        self._tasks: dict[str, tuple[int, Any]] = {}  # by Batch's own uid: our unit, and Batch's task
+        self._units: dict[int, Any] = {}
+        self._early: set[str] = set()  # completed before they were recorded
+        self._leaving = False
+
+    def serve(self, inbox: Any) -> None:
+        poller = threading.Thread(target=self._poll, name="rhapsody-poll", daemon=True)
+        poller.start()
+        joiner = Joiner()
+        while True:
+            message = joiner.feed(inbox.get())
+            if message is None:
+                continue
+            _, unit, kind, data = message
+            if kind is Kind.RUN:
+                self._submit(unit, Request(*pickle.loads(data)))
+            elif kind is Kind.TERMINATE:
+                threading.Thread(target=self._cancel, args=(unit,), daemon=True).start()
+            elif kind is Kind.STOP:
+                self._leaving = True
+                self._batch.terminate(timeout=TERMINATE_SECONDS)
+                return
+
+    def _submit(self, unit: int, request: Request) -> None:
+        try:
+            task = self._start(unit, request)
+        except Exception as error:
+            self._tell(unit, "refused", f"{type(error).__name__}: {error}")
+            return
+        with self._lock:
+            early = task.uid in self._early
+            self._early.discard(task.uid)
+            if not early:
+                self._tasks[task.uid] = (unit, task)
+                self._units[unit] = task
+        if early:
+            self._ended(unit, task)
+
+    def _start(self, unit: int, request: Request) -> Any:
+        from dragon.infrastructure.facts import PMIBackend
+        from dragon.native.process import ProcessTemplate
+
+        options: dict[str, Any] = {} if request.timeout is None else {"timeout": request.timeout}
+        if request.kind == "function":
+            return self._batch.options(**options).function(run_unit, 0, unit, request.payload, self._outbox)
+        templates = []
+        for count, target, args, keywords in request.plan:
+            if request.payload:
+                template = ProcessTemplate(
+                    target=run_alone, args=(0, unit, request.payload, self._outbox, self._path), **keywords
+                )
+            else:
+                template = ProcessTemplate(target=target, args=list(args), **keywords)
+            templates.append((count, template))
+        if request.kind == "process":
+            return self._batch.options(**options).process(templates[0][1])
+        pmi = None if request.pmi is None else PMIBackend.from_str(request.pmi)
+        return self._batch.options(pmi=pmi, **options).job(templates)
+
+    def _poll(self) -> None:
+        while not self._leaving:
+            try:
+                uid = self._batch.poll(timeout=POLL_SECONDS)
+            except Exception as error:
+                if not self._leaving:
+                    self._tell(0, "lost", f"{type(error).__name__}: {error}")
+                return
+            if uid is None:
+                continue
+            with self._lock:
+                found = self._tasks.pop(uid, None)
+                if found is None:
+                    self._early.add(uid)
+                    continue
+            self._ended(*found)
+
+    def _ended(self, unit: int, task: Any) -> None:
+        from dragon.workflows.batch import TaskCancelledError
+
+        self._units.pop(unit, None)
+        try:
+            value = task.get(timeout=TERMINATE_SECONDS)
+        except TaskCancelledError:
+            self._tell(unit, "canceled", None)
+        except TimeoutError:
+            self._tell(unit, "timeout", None)
+        except Exception as error:
+            self._tell(unit, "failed", f"{type(error).__name__}: {error}")
+        else:
+            self._tell(unit, "ended", value)
+
+    def _cancel(self, unit: int) -> None:
+        task = self._units.get(unit)
+        if task is not None:
+            try:
+                task.cancel(timeout=10.0)
+            except Exception:  # whatever becomes of the task is told when it ends
+                pass
+
+    def _tell(self, unit: int, how: str, value: Any) -> None:
+        send(self._outbox.put, 0, unit, Kind.JOB, pickle.dumps((how, value)))

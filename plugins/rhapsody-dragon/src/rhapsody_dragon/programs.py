@@ -1,0 +1,115 @@
+"""A program that Dragon itself starts: its files, its end, and how its processes are found."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from rhapsody.errors import TaskExecutionError
+from rhapsody.plugin import ComputeTask, Outcome, TaskState
+
+from .options import Launch, launches, output_of
+
+#: Seconds from SIGTERM to SIGKILL for a program that is stopped.
+GRACE: Final = 3.0
+#: The variable by which the processes of a task are known, however they were started and whoever is their parent.
+MARKER: Final = "RHAPSODY_DRAGON_TASK"
+_TAIL: Final = 4096
+
+
+class Program:
+    """The files of one executable task, and its outcome.
+
+    Args:
+        task: an executable.
+        session: uid of the session.
+        folder: where its files are: the session's for what is captured, a temporary one for the rest.
+    """
+
+    def __init__(self, task: ComputeTask, session: str, folder: Path) -> None:
+        self.task = task
+        self.marker = marker_of(session, task.uid)
+        name = quote(task.uid, safe="")
+        self._out, self._err, self._in = (folder / f"{name}.{kind}" for kind in ("out", "err", "in"))
+        self._paths = (str(self._out), str(self._err)) if task.capture_stdio else (None, None)
+
+    def plan(self, folder: str) -> list[Launch]:
+        """Write what it reads, and return the processes to start; they run in `folder` where the task names none.
+
+        Raises:
+            FileNotFoundError: its program, or the folder in which it should run, is not there.
+        """
+        stdin = "/dev/null"
+        if self.task.stdin is not None:
+            stdin = str(self._in)
+            self._in.write_bytes(self.task.stdin.encode() if isinstance(self.task.stdin, str) else self.task.stdin)
+        for file in (self._out, self._err):
+            file.unlink(missing_ok=True)  # Dragon appends
+        return launches(
+            self.task, folder, stdin=stdin, stdout=str(self._out), stderr=str(self._err), marker=self.marker
+        )
+
+    def outcome(self, code: int, started_at: float | None, ran_on: str | None) -> Outcome:
+        """Read what it wrote, and remove what was not captured for the user."""
+        captured = self.task.capture_stdio
+        outcome = Outcome(
+            self.task.uid,
+            TaskState.DONE if code == 0 else TaskState.FAILED,
+            exit_code=code,
+            stdout=None if captured else output_of(self._out),
+            stderr=None if captured else output_of(self._err),
+            stdout_path=self._paths[0],
+            stderr_path=self._paths[1],
+            started_at=started_at,
+            ended_at=time.time(),
+            ran_on=ran_on,
+        )
+        if code != 0:
+            tail = (output_of(self._err) if captured else outcome.stderr or "")[-_TAIL:]
+            files = [path for path in self._paths if path]
+            outcome.exception = TaskExecutionError(self.task.uid, code, tail, files)
+        self.remove()
+        return outcome
+
+    def remove(self) -> None:
+        """Remove what was not captured for the user."""
+        if self.task.stdin is not None:
+            self._in.unlink(missing_ok=True)
+        if not self.task.capture_stdio:
+            self._out.unlink(missing_ok=True)
+            self._err.unlink(missing_ok=True)
+
+
+def marker_of(session: str, uid: str) -> dict[str, str]:
+    """The variable that all processes of a task have in their environment."""
+    return {MARKER: f"{session}/{quote(uid, safe='')}"}
+
+
+def signal_task(marker: dict[str, str], number: signal.Signals) -> int:
+    """Send a signal to the processes of a task on this node; returns to how many."""
+    wanted = f"{MARKER}={marker[MARKER]}".encode()
+    count = 0
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - names are what is wanted
+        if entry.isdigit():
+            try:
+                if wanted in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
+                    os.kill(int(entry), number)
+                    count += 1
+            except OSError:  # it has ended, or is another user's
+                continue
+    return count
+
+
+def stop_task(marker: dict[str, str], first: signal.Signals, over: Callable[[float], bool]) -> None:
+    """SIGTERM, or another signal, to a task's processes on this node, and SIGKILL after a grace to what is left.
+
+    `over(seconds)` waits for the task's end, and returns whether it has come.
+    """
+    if signal_task(marker, first):
+        over(GRACE)
+    signal_task(marker, signal.SIGKILL)

@@ -1,0 +1,406 @@
+"""`dragon_v1`: a Dragon process, or a group of them for several ranks, for each task."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rhapsody.errors import TaskCanceledError, TaskExecutionError, UnsupportedError, WorkerLostError
+from rhapsody.plugin import (
+    BackendCapabilities,
+    BackendContext,
+    Backlog,
+    CancelResult,
+    Capacity,
+    ComputeTask,
+    Outcome,
+    Started,
+    TaskBatch,
+    TaskState,
+    hookimpl,
+)
+
+from .backend import DragonBackend, node_policies, read_resources
+from .far import HEAD, Joiner, Kind, run_alone
+from .options import check, ranks_of
+from .pool import QUEUE_SIZE
+from .programs import GRACE, Program, marker_of, signal_task, stop_task
+from .runtime import DragonRuntime
+from .v2 import warn_once
+
+#: Seconds for the processes that still run at the end to be gone.
+END_DEADLINE: Final = 5.0
+#: Seconds for which the draining thread waits for a frame, before it looks whether it is still wanted.
+DRAIN_SECONDS: Final = 1.0
+
+
+class Job:
+    """A task and what runs it."""
+
+    def __init__(self, batch: TaskBatch, task: ComputeTask) -> None:
+        self.batch = batch
+        self.task = task
+        self.process: Any = None
+        self.group: Any = None
+        self.started_at: float | None = None
+        self.canceled = False
+        self.timed_out = False
+        self.reported = False
+        self.over = threading.Event()
+
+    def joined(self, seconds: float) -> bool:
+        """Wait for the end of the processes, in the thread that would otherwise wait for them."""
+        try:
+            if self.process is not None:
+                return self.process.join(timeout=seconds) is not None
+            self.group.join(timeout=seconds)
+        except TimeoutError:
+            return False
+        return True
+
+
+class Slots:
+    """Counts what is free; whoever needs several waits its turn, so that it is not overtaken for ever."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._turn = 0
+        self._next = 0
+        self._changed = threading.Condition()
+
+    def acquire(self, count: int) -> None:
+        """Block until `count` slots are free and everybody who came before has theirs."""
+        with self._changed:
+            mine, self._next = self._next, self._next + 1
+            self._changed.wait_for(lambda: self._turn == mine and self._free >= count)
+            self._turn += 1
+            self._free -= count
+            self._changed.notify_all()
+
+    def release(self, count: int) -> None:
+        """Give slots back."""
+        with self._changed:
+            self._free += count
+            self._changed.notify_all()
+
+
+class DragonExecutionBackendV1(DragonBackend):
+    """Runs each task in a Dragon process of its own, for isolation; an executable of several ranks in a ProcessGroup.
+
+    An executable costs about 15 ms, a function about a second, since it starts an interpreter and imports Dragon in
+    it. V3 runs both a thousand times cheaper: it is recommended unless each function needs a process of its own.
+
+    Args:
+        resources: `slots`, how many processes run at the same time (default: the processors of the runtime's nodes;
+            a task of several ranks takes as many), and `working_dir`, where they run (default: the current folder).
+        name: the name under which tasks choose the backend.
+
+    `backend_options` of a task: `timeout` in seconds, and `pmi` for several ranks ("cray", which is Dragon's own
+    default, "pmix" or None). Canceling sends SIGTERM to every process of the task on this node, and SIGKILL after
+    three seconds; on other nodes Dragon signals the processes that it started itself. What a program leaves running
+    in the background ends with the runtime.
+
+    Raises:
+        BackendConfigurationError: unknown resources, or unusable values.
+    """
+
+    capabilities = BackendCapabilities(
+        cancel_functions=True, cancel_executables=True, ranks=True, options=frozenset({"timeout", "pmi"})
+    )
+
+    def __init__(self, resources: Mapping[str, Any] | None = None, name: str = "dragon_v1") -> None:
+        super().__init__(name, batching=False)
+        self._count, self._folder = read_resources(resources, name)
+        self._jobs: dict[int, Job] = {}
+        self._outbox: Any = None
+        self._drainer: threading.Thread | None = None
+        self._ended = False
+
+    @hookimpl
+    async def rhapsody_init(self, context: BackendContext) -> None:
+        """Acquire the runtime."""
+        warn_once(type(self).__name__, context)
+        self._ended = False
+        await self._open(context)
+
+    def _start(self, dragon: DragonRuntime) -> None:
+        from dragon.native.queue import Queue
+
+        assert self._context is not None
+        processors, self._policies = node_policies()
+        self._here = not self._policies
+        count = self._count or processors
+        self._slots, self._most = Slots(count), count
+        self._scratch = tempfile.TemporaryDirectory(
+            prefix="rhapsody-dragon-", dir=dragon.home or self._context.sandbox, ignore_cleanup_errors=True
+        )
+        self._outbox = Queue(maxsize=QUEUE_SIZE)
+        self._drainer = threading.Thread(target=self._drain, name="rhapsody-dragon-drain", daemon=True)
+        self._drainer.start()
+        self._context.set_capacity(Capacity(slots=count))
+
+    @hookimpl
+    def rhapsody_validate(self, tasks: Sequence[ComputeTask]) -> None:
+        """Refuse what a Dragon process cannot be given."""
+        for task in tasks:
+            check(task, self.name, frozenset({"timeout", "pmi"}))
+            if ranks_of(task) > self._most:
+                raise UnsupportedError(
+                    f"task {task.uid}: backend {self.name!r} has {self._most} slots and cannot run {ranks_of(task)} "
+                    f"ranks at once; give it more with resources={{'slots': ...}}"
+                )
+
+    @hookimpl
+    def rhapsody_batch(self, backlog: Backlog) -> Sequence[ComputeTask]:
+        """Take one task: each has a process of its own."""
+        return backlog.take(1)
+
+    @hookimpl
+    def rhapsody_submit(self, batch: TaskBatch) -> None:
+        """Start a thread that runs the task and waits for its end."""
+        job = self._jobs[batch.uid] = Job(batch, batch.tasks[0])
+        threading.Thread(target=self._run, args=(job,), name=f"rhapsody {job.task.uid}", daemon=True).start()
+
+    # -- one task ----------------------------------------------------------------------------------------------------
+
+    def _run(self, job: Job) -> None:
+        ranks = ranks_of(job.task)
+        self._slots.acquire(ranks)
+        try:
+            if job.canceled or self._ended:
+                self._report(job, _canceled(job))
+            elif job.task.function is not None:
+                self._run_function(job)
+            else:
+                self._run_program(job)
+        except FileNotFoundError as error:
+            self._report(job, _failed(job, TaskExecutionError(job.task.uid, None, reason=str(error))))
+        except Exception as error:
+            reason = f"Dragon did not run it: {type(error).__name__}: {error}"
+            self._report(job, _failed(job, TaskExecutionError(job.task.uid, None, reason=reason)))
+        finally:
+            self._slots.release(ranks)
+
+    def _run_function(self, job: Job) -> None:
+        from dragon.native.process import Process
+
+        payload = job.batch.encode()
+        if job.task.is_final:
+            return
+        job.process = Process(
+            target=run_alone,
+            args=(0, job.batch.uid, payload, self._outbox, sys.path),
+            cwd=self._folder or ".",
+            env={**os.environ, **self._marker(job)},
+            stdout=Process.DEVNULL,
+            stderr=Process.DEVNULL,
+            policy=self._policy(job),
+        )
+        job.process.start()
+        self._has_started(job)
+        code = self._join(job)
+        # Through the outbox, so that the frame of the task is read before this.
+        self._outbox.put(HEAD.pack(0, job.batch.uid, Kind.GONE) + str(code).encode())
+
+    def _run_program(self, job: Job) -> None:
+        assert self._context is not None
+        folder = self._context.sandbox if job.task.capture_stdio else Path(self._scratch.name)
+        program = Program(job.task, self._context.session, folder)
+        try:
+            plan = program.plan(self._folder or str(Path.cwd()))
+            code = self._run_one(job, plan[0]) if ranks_of(job.task) == 1 else self._run_group(job, plan)
+        except BaseException:
+            program.remove()
+            raise
+        outcome = program.outcome(code, job.started_at, self._ran_on(job))
+        if job.canceled or job.timed_out:
+            outcome.state = TaskState.FAILED
+            self._explain(job, outcome)
+        self._report(job, outcome)
+
+    def _run_one(self, job: Job, launch: Any) -> int:
+        from dragon.native.process import Process
+
+        keywords = {"policy": self._policy(job), **launch.keywords}
+        job.process = Process(target=launch.target, args=list(launch.args), **keywords)
+        job.process.start()
+        self._has_started(job)
+        return self._join(job)
+
+    def _run_group(self, job: Job, plan: Sequence[Any]) -> int:
+        from dragon.infrastructure.facts import PMIBackend
+        from dragon.native.process import ProcessTemplate
+        from dragon.native.process_group import ProcessGroup
+
+        options = job.task.backend_options or {}
+        pmi = options.get("pmi", "cray")
+        job.group = ProcessGroup(
+            restart=False, ignore_error_on_exit=True, pmi=None if pmi is None else PMIBackend.from_str(pmi)
+        )
+        for launch in plan:
+            template = ProcessTemplate(target=launch.target, args=list(launch.args), **launch.keywords)
+            job.group.add_process(nproc=launch.processes, template=template)
+        job.group.init()
+        try:
+            job.group.start()
+            self._has_started(job)
+            try:
+                job.group.join(timeout=options.get("timeout"))
+            except TimeoutError:
+                job.timed_out = True
+                self._end_processes(job)
+                job.group.join(timeout=END_DEADLINE)
+            codes = [code for _, code in job.group.inactive_puids]
+        finally:
+            job.group.close()
+        return next((code for code in codes if code), 0)
+
+    def _join(self, job: Job) -> int:
+        code = job.process.join(timeout=(job.task.backend_options or {}).get("timeout"))
+        if code is None:
+            job.timed_out = True
+            self._end_processes(job)
+            code = job.process.join()
+        return int(code)
+
+    def _has_started(self, job: Job) -> None:
+        assert self._context is not None
+        job.started_at = time.time()
+        self._context.events.put([Started(job.task.uid, job.started_at, self._ran_on(job))])
+        if job.canceled or self._ended:  # it was asked for while the process was on its way
+            self._end_processes(job)
+
+    def _marker(self, job: Job) -> dict[str, str]:
+        assert self._context is not None
+        return marker_of(self._context.session, job.task.uid)
+
+    def _policy(self, job: Job) -> Any:
+        return self._policies[job.batch.uid % len(self._policies)] if self._policies else None
+
+    def _ran_on(self, job: Job) -> str | None:
+        return socket.gethostname() if self._here else None
+
+    # -- what comes back ---------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        joiner = Joiner()
+        while True:
+            try:
+                message = joiner.feed(self._outbox.get(timeout=DRAIN_SECONDS))
+            except queue.Empty:
+                if self._runtime is not None and self._runtime.lost is not None:
+                    return
+                continue
+            if message is None:
+                continue
+            _, uid, kind, data = message
+            if kind is Kind.STOP:
+                return
+            job = self._jobs.get(uid)
+            if job is None:
+                continue
+            if kind is Kind.FRAME:
+                for outcome in job.batch.decode(data):
+                    self._report(job, outcome)
+            elif kind is Kind.GONE:
+                code = int(bytes(data))
+                how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                error = WorkerLostError(f"task {job.task.uid}: the process that ran it died ({how})")
+                outcome = _failed(job, error)
+                self._explain(job, outcome)
+                self._report(job, outcome)
+
+    @staticmethod
+    def _explain(job: Job, outcome: Outcome) -> None:
+        """Say why a task was ended by us, where it was."""
+        if job.canceled:
+            outcome.state = TaskState.CANCELED
+            outcome.exception = TaskCanceledError(f"task {job.task.uid} was canceled while it ran")
+        elif job.timed_out:
+            timeout = (job.task.backend_options or {}).get("timeout")
+            outcome.exception = TimeoutError(f"task {job.task.uid} did not end within {timeout:g} seconds")
+
+    def _report(self, job: Job, outcome: Outcome) -> None:
+        if not job.reported:
+            job.reported = True
+            assert self._context is not None
+            self._context.events.put([outcome])
+        self._jobs.pop(job.batch.uid, None)
+        job.over.set()
+
+    # -- stopping ----------------------------------------------------------------------------------------------------
+
+    @hookimpl
+    async def rhapsody_cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
+        """End the processes of tasks."""
+        uids = {task.uid for task in tasks}
+        jobs = [job for job in list(self._jobs.values()) if job.task.uid in uids]
+        for job in jobs:
+            job.canceled = True
+        results = {job.task.uid: CancelResult.STOPPED for job in jobs if job.started_at is not None}
+        running = [job for job in jobs if job.started_at is not None]
+        await asyncio.gather(*(asyncio.to_thread(self._end_processes, job) for job in running))
+        waiting = {job.task.uid: CancelResult.NEVER_STARTED for job in jobs if job.started_at is None}
+        return dict.fromkeys(uids, CancelResult.TOO_LATE) | waiting | results
+
+    def _end_processes(self, job: Job) -> None:
+        """SIGTERM to a task's processes, and SIGKILL to what is left after a grace; blocks until then."""
+        first = signal.SIGTERM if job.task.function is None else signal.SIGKILL
+        if self._here:
+            stop_task(self._marker(job), first, job.over.wait if not job.timed_out else job.joined)
+            return
+        self._signal(job, first)
+        job.over.wait(GRACE)
+        self._signal(job, signal.SIGKILL)
+
+    def _signal(self, job: Job, number: signal.Signals) -> None:
+        """Through Dragon, which reaches the processes that it started itself, on any node."""
+        for target in (job.process, job.group):
+            try:
+                if target is not None:
+                    target.send_signal(number)
+            except Exception:  # Dragon says so when it has ended already
+                pass
+
+    @hookimpl
+    async def rhapsody_shutdown(self, wait: bool) -> None:
+        """End what still runs, and the runtime if it is ours and nobody else uses it."""
+        await self._close()
+
+    def _stop(self) -> None:
+        if self._outbox is None:
+            return
+        self._ended = True
+        lost = self._runtime is not None and self._runtime.lost is not None
+        jobs = list(self._jobs.values())
+        if not lost:
+            for job in jobs:
+                signal_task(self._marker(job), signal.SIGKILL) if self._here else self._signal(job, signal.SIGKILL)
+            until = time.monotonic() + END_DEADLINE
+            for job in jobs:
+                job.over.wait(max(0.0, until - time.monotonic()))
+            self._outbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=1.0)
+            if self._drainer is not None:
+                self._drainer.join(DRAIN_SECONDS + 1.0)
+            self._outbox.destroy()
+        self._outbox = None
+        self._scratch.cleanup()
+
+
+def _failed(job: Job, error: Exception) -> Outcome:
+    return Outcome(job.task.uid, TaskState.FAILED, exception=error, started_at=job.started_at, ended_at=time.time())
+
+
+def _canceled(job: Job) -> Outcome:
+    error = TaskCanceledError(f"task {job.task.uid} was canceled before it started")
+    return Outcome(job.task.uid, TaskState.CANCELED, exception=error)
