@@ -49,7 +49,7 @@ class DaskExecutionBackend(ExecutionBackend):
     capabilities = BackendCapabilities(
         cancel_executables=True,
         gpus=True,
-        options=frozenset(TASK_OPTIONS),
+        options=TASK_OPTIONS,
     )
 
     def __init__(
@@ -97,7 +97,14 @@ class DaskExecutionBackend(ExecutionBackend):
         self._token = f"{context.session}-{self.name}-{secrets.token_hex(4)}".replace("/", "_")
         engine = self._engine = Engine(self._resources, self._cluster, self._given_client)
         await engine.run(engine.open)
-        flight = Flight(engine.client, context, self._token, self._worker_timeout, engine.is_adaptive)
+        flight = Flight(
+            engine.client,
+            context,
+            self._token,
+            self._worker_timeout,
+            own=engine.owns_cluster,
+            adaptive=engine.is_adaptive,
+        )
         try:
             told = await engine.run(flight.open)
         except (ImportError, AttributeError) as error:
@@ -171,6 +178,6 @@ class DaskExecutionBackend(ExecutionBackend):
                 await engine.run(flight.close)
         finally:
             try:
-                await engine.run(engine.close)
+                await engine.run(engine.close, wait)
             finally:
                 await asyncio.to_thread(engine.end)

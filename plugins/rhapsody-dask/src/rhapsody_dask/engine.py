@@ -8,10 +8,12 @@ their code computes; on its own thread it goes on feeding the workers, at the sa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import logging
 import multiprocessing
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 from distributed import Client, LocalCluster, Nanny, Worker
@@ -105,6 +107,11 @@ class Engine:
         return None if cluster is None else getattr(cluster, "_adaptive", None) is not None
 
     @property
+    def owns_cluster(self) -> bool:
+        """Whether the cluster was started here, and will be closed here."""
+        return self._own_cluster is not None
+
+    @property
     def address(self) -> str:
         """Of the scheduler."""
         scheduler = getattr(self._client, "scheduler", None)
@@ -137,9 +144,7 @@ class Engine:
                 target, asynchronous=True, set_as_default=False, name="rhapsody"
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise BackendStartError(
-                f"no Dask scheduler answers at {target if isinstance(target, str) else target!r}: {error}"
-            ) from error
+            raise BackendStartError(f"no Dask scheduler answers at {target}: {error}") from error
 
     async def _start_cluster(self) -> LocalCluster:
         if getattr(multiprocessing.process.current_process(), "_inheriting", False):
@@ -155,8 +160,12 @@ class Engine:
         except (OSError, RuntimeError) as error:
             raise BackendStartError(f"LocalCluster did not start: {error}") from error
 
-    async def close(self) -> None:
-        """Close what was opened here, the client first: otherwise both complain. On the engine's loop."""
+    async def close(self, wait: bool) -> None:
+        """Close what was opened here, the client first: otherwise both complain. On the engine's loop.
+
+        Args:
+            wait: whether the workers are idle. Those that are not are killed: left to themselves they take 5 seconds.
+        """
         client, self._own_client = self._own_client, None
         cluster, self._own_cluster = self._own_cluster, None
         try:
@@ -164,7 +173,10 @@ class Engine:
                 await _bounded(client.close(), 5)
         finally:
             if cluster is not None:
-                await _bounded(cluster.close(), 15)
+                with contextlib.nullcontext() if wait else _hushed("distributed.nanny"):
+                    if not wait:
+                        await _kill_workers(cluster)
+                    await _bounded(cluster.close(), 15)
 
     def end(self) -> None:
         """End our thread, if there is one; blocks."""
@@ -178,6 +190,25 @@ def _loop_of(given: Client | Cluster) -> asyncio.AbstractEventLoop:
     if loop is None or loop.is_closed():
         raise BackendConfigurationError(f"{given!r} has no running event loop: it was closed, or never started")
     return loop  # type: ignore[no-any-return]  # tornado ships no types for it
+
+
+async def _kill_workers(cluster: LocalCluster) -> None:
+    for nanny in cluster.workers.values():
+        if isinstance(nanny, Nanny) and nanny.process is not None and nanny.process.process is not None:
+            nanny.auto_restart = False
+            await nanny.process.process.kill()
+
+
+@contextlib.contextmanager
+def _hushed(name: str) -> Iterator[None]:
+    """Keep warnings of a logger of Dask's from the terminal, where what they tell of is our own doing."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 async def _bounded(work: Awaitable[Any], seconds: float) -> None:

@@ -1,8 +1,9 @@
-"""The units that the scheduler holds, from submission to their last report. Everything here runs on the engine's loop."""
+"""The units that the scheduler holds, from submission to their last report. All of it runs on the engine's loop."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import warnings
 from collections import defaultdict
@@ -34,6 +35,7 @@ from .options import Placement, WorkerInfo, mismatches, unmet
 
 LARGE: Final = 8 * 2**20  # bytes of units submitted together; a larger single one is sent without Dask's warning
 ANSWER: Final = 5.0  # seconds within which a worker or the scheduler answers a question
+STOP: Final = 2.0  # seconds that executables have to stop when their workers are about to end
 LOOK_EVERY: Final = 1.0  # seconds between two looks at what cannot run
 WITHDRAW_TRIES: Final = 6  # a unit may move from worker to worker while it is being withdrawn
 
@@ -75,6 +77,7 @@ class Flight:
         context: of the backend.
         token: names the backend on the cluster.
         worker_timeout: seconds that a unit may wait for a worker which could run it; None for ever.
+        own: whether the cluster lives and dies with the backend.
         adaptive: whether the cluster grows when there is work; None if unknown.
     """
 
@@ -84,6 +87,7 @@ class Flight:
         context: BackendContext,
         token: str,
         worker_timeout: float | None,
+        own: bool,
         adaptive: bool | None,
     ) -> None:
         self.workers: Mapping[str, WorkerInfo] = {}  # replaced, never changed: other threads read it
@@ -91,6 +95,7 @@ class Flight:
         self._context = context
         self._token = token
         self._worker_timeout = worker_timeout
+        self._own = own
         self._adaptive = adaptive
         self._units: dict[int, Unit] = {}
         self._unit_of: dict[str, Unit] = {}  # by uid of an open task
@@ -108,6 +113,8 @@ class Flight:
         known = await client.run_on_scheduler(remote.attach, self._token, client.id)
         self._set_workers({**{info["address"]: WorkerInfo(**info) for info in known}, **self.workers})
         self._looking = asyncio.create_task(self._look())
+        if self._own and self.workers:
+            await client.run(remote.ignore_interrupts, os.getpid())
         return [text for worker in self.workers.values() for text in self._mismatches(worker)]
 
     def _set_workers(self, workers: Mapping[str, WorkerInfo]) -> None:
@@ -124,6 +131,8 @@ class Flight:
         for text in self._mismatches(worker):
             self._context.log.warning("versions_differ", detail=text)
             self._context.loop.call_soon_threadsafe(warnings.warn, text, RuntimeWarning)
+        if self._own:
+            self._do(self._client.run(remote.ignore_interrupts, os.getpid(), workers=[worker.address], on_error="ignore"))
 
     def _left(self, address: str) -> None:
         self._set_workers({key: worker for key, worker in self.workers.items() if key != address})
@@ -244,7 +253,7 @@ class Flight:
     async def _watch(self, unit: Unit, future: Future) -> None:
         """Follow a unit to what its reports do not tell: a large result, or an end without them."""
         error = await future.exception()
-        if self._units.get(unit.number) is not unit or unit.future is not future:
+        if unit.number not in self._units:
             return
         if future.status == "finished":
             await self._fetch(unit, future)
@@ -257,7 +266,7 @@ class Flight:
             )
             problem.__cause__ = error
             self._drop(unit, problem)
-        elif self._client.status == "running" and self._client.scheduler_comm is not None:
+        elif self._client.status == "running":
             self._lose_worker(unit, unit.worker)  # the cluster was restarted, or somebody canceled our key
         else:
             self._lose(f"its Dask client has lost the scheduler (the client is {self._client.status})")
@@ -266,7 +275,7 @@ class Flight:
         try:
             data = await self._client.gather(future)
         except Exception as error:
-            if future.status != "finished":  # its worker died with it: what is left of the unit is told by MOVED
+            if future.status != "finished":  # its worker died with it; the next one will report MOVED
                 return
             self._drop(unit, WorkerLostError(f"a result could not be fetched from its worker: {error}"))
             return
@@ -321,8 +330,8 @@ class Flight:
             except Exception as error:  # it is as good as not there: nothing is known, and nothing runs twice
                 self._context.log.warning("ledger_not_read", worker=address, error=repr(error))
                 continue
-            if (found := answer.get(neighbour)) is not None:
-                return found
+            if (there := answer.get(neighbour)) is not None:
+                return dict(there)
         return None
 
     def _drop(self, unit: Unit, error: Exception) -> None:
@@ -465,17 +474,11 @@ class Flight:
     async def close(self) -> None:
         """Stop what still runs, and leave nothing on the cluster."""
         self._lost = True
-        client = self._client
         if self._looking is not None:
             self._looking.cancel()
         try:
-            if client.status == "running":
-                async with asyncio.timeout(ANSWER):
-                    if self._units:
-                        await self.cancel([task for unit in self._units.values() for task in unit.open.values()])
-                    await client.run(remote.forget_on_worker, self._token, on_error="ignore")
-                    client.unsubscribe_topic(self._token)
-                    await client.run_on_scheduler(remote.detach, self._token, client.id)
+            if self._client.status == "running":
+                await (self._stop_executables() if self._own else self._tidy())
         except Exception as error:  # the cluster is half gone; what is left of it is closed next
             self._context.log.warning("cluster_not_tidied", error=repr(error))
         finally:
@@ -485,6 +488,26 @@ class Flight:
                 task.cancel()
             for directory in self._directories.values():
                 remote.ledger_path(directory, self._token).unlink(missing_ok=True)
+
+    async def _stop_executables(self) -> None:
+        """Stop them while there is time; what withstands SIGTERM is ended with its worker."""
+        running: dict[str, dict[int, str]] = defaultdict(dict)
+        for unit in self._units.values():
+            for task in unit.open.values():
+                if task.function is None and unit.worker is not None:
+                    running[unit.worker][unit.number] = task.uid
+        async with asyncio.timeout(STOP):
+            await self._stop(running)
+
+    async def _tidy(self) -> None:
+        client = self._client
+        async with asyncio.timeout(ANSWER):
+            if self._units:
+                await self.cancel([task for unit in self._units.values() for task in unit.open.values()])
+            await client.run(remote.forget_on_worker, self._token, on_error="ignore")
+            await client.run_on_scheduler(remote.detach, self._token, client.id)
+            # Not by unsubscribe_topic: its message would arrive after this and set the topic up again, for good.
+            client._event_handlers.pop(self._token, None)
 
 
 def capacity_for(workers: Iterable[WorkerInfo], adaptive: bool | None) -> Capacity:

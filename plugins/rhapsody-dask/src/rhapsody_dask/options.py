@@ -10,7 +10,7 @@ import attrs
 from rhapsody.errors import BackendConfigurationError, UnsupportedError
 from rhapsody.plugin import ComputeTask
 
-TASK_OPTIONS: Final = ("resources", "priority", "retries", "workers", "allow_other_workers")
+TASK_OPTIONS: Final = frozenset({"resources", "priority", "retries", "workers", "allow_other_workers"})
 GPU: Final = "GPU"  # the name under which Dask's documentation has workers offer their GPUs
 # The backend's own business, however LocalCluster calls it.
 _RESERVED: Final = {

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import os
+import signal
 import struct
 import threading
 import time
@@ -295,6 +297,15 @@ async def stop_on_worker(token: str, session: str, tasks: Mapping[int, str], das
     return [uid for uid, was_running in zip(tasks.values(), stopped, strict=True) if was_running]
 
 
+def ignore_interrupts(client_pid: int) -> None:
+    """Leave Ctrl-C to the process that started this worker, and that will end it; the terminal sends it to both.
+
+    A handler, and not SIG_IGN, which the worker's executables would inherit.
+    """
+    if os.getpid() != client_pid:  # with processes=False the worker is the client
+        signal.signal(signal.SIGINT, lambda *_: None)
+
+
 def forget_on_worker(token: str, dask_worker: Worker) -> None:
     """Remove what a backend left on this worker, and the ledgers of workers that died beside it."""
     with _sides_lock:
@@ -309,7 +320,7 @@ def forget_on_worker(token: str, dask_worker: Worker) -> None:
 # -- on the scheduler -------------------------------------------------------------------------------------------------
 
 
-class Watcher(SchedulerPlugin):
+class Watcher(SchedulerPlugin):  # type: ignore[misc]  # distributed ships no types
     """Tells one client of the workers, and marks units that were on a worker when it was lost.
 
     The scheduler runs the task of a lost worker again on another. The mark goes with the unit to the next worker,
