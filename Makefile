@@ -9,6 +9,9 @@ PROJECTS := core plugins/rhapsody-dask plugins/rhapsody-dragon plugins/rhapsody-
 EDITABLE := -e 'core[test,docs,bench]' $(patsubst %,-e %,$(filter plugins/%,$(PROJECTS)))
 ENGINES  ?= concurrent,dask,dragon,radical
 
+# uv trusts the machine's own certificates, as pip does where it was told to.
+export UV_SYSTEM_CERTS := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-core test-all lint types bench docs dist clean
 
@@ -18,9 +21,14 @@ help:  ## show this list
 install: $(STAMP)  ## make .venv with every distribution, editable
 
 $(STAMP): $(PROJECTS:%=%/pyproject.toml) constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed; name one: make install PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet -c constraints.txt $(EDITABLE)
+	@echo "installing everything into $(VENV)"
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet -c constraints.txt $(EDITABLE) || \
+		{ echo "uv could not; pip, which knows this machine's configuration, tries"; \
+		  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(EDITABLE); }
 	@touch $@
 
 demo: install  ## run the main job on the local backend
