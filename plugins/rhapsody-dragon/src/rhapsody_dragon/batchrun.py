@@ -45,6 +45,8 @@ BATCH_DEADLINE: Final = 60.0
 LEAVE_DEADLINE: Final = 6.0
 #: Seconds for which a cancel waits for Batch to have stopped a task.
 CANCEL_SECONDS: Final = 10.0
+#: The exceptions that Batch raises inside a function, and what they mean.
+INTERRUPTIONS: Final = {"_FunctionTaskCancelled": "canceled", "_FunctionTaskTimedOut": "timeout"}
 
 
 class Run:
@@ -57,6 +59,14 @@ class Run:
         self.canceled = False
         self.sent = False
         self.sent_at: float | None = None
+
+    def has_timed_out(self, value: Any) -> bool:
+        """Whether Batch ended its processes for their time: it signals them, and tells of no other reason."""
+        timeout = (self.task.backend_options or {}).get("timeout")
+        if timeout is None or self.sent_at is None or time.time() - self.sent_at < timeout:
+            return False
+        codes = value if isinstance(value, list) else [value]
+        return any(code in (-signal.SIGTERM, -signal.SIGKILL) for code in codes)
 
 
 class BatchRuns:
@@ -248,14 +258,19 @@ class BatchRuns:
             elif kind is Kind.FRAME:
                 run = self._runs.get(unit)
                 if run is not None:
-                    self._context.events.put(run.batch.decode(data))
                     self._runs.pop(unit, None)
+                    self._context.events.put([self._judge(run, outcome) for outcome in run.batch.decode(data)])
             elif kind is Kind.JOB:
                 how, value = pickle.loads(data)
                 if how == "lost":
                     self._lose(f"Batch can no longer be polled: {value}")
                 elif (run := self._runs.get(unit)) is not None:
                     self._end(run, how, value)
+
+    def _judge(self, run: Run, outcome: Outcome) -> Outcome:
+        """Name the end of a function in which Batch raised an exception of its own to stop it."""
+        how = INTERRUPTIONS.get(type(outcome.exception).__name__)
+        return outcome if how is None else self._outcome(run, how, None)
 
     def _end(self, run: Run, how: str, value: Any) -> None:
         self._runs.pop(run.batch.uid, None)
@@ -271,7 +286,7 @@ class BatchRuns:
         error: Exception
         if how == "canceled" or (run.canceled and run.program is not None):
             error = TaskCanceledError(f"task {uid} was canceled")
-        elif how == "timeout" or (run.program is not None and how == "failed" and "walltime" in str(value).lower()):
+        elif how == "timeout" or (how == "ended" and run.has_timed_out(value)):
             timeout = (run.task.backend_options or {}).get("timeout", 0)
             error = TimeoutError(f"task {uid} did not end within {timeout:g} seconds")
         elif how == "ended" and run.program is not None:
@@ -315,7 +330,7 @@ class BatchRuns:
             if run.sent:
                 self._inbox.put(HEAD.pack(0, run.batch.uid, Kind.TERMINATE), timeout=1.0)
         until = time.monotonic() + CANCEL_SECONDS
-        while any(not run.task.is_final for run in runs) and time.monotonic() < until:
+        while any(not run.task.is_final for run in runs) and time.monotonic() < until:  # noqa: ASYNC110 - a cancel is rare
             await asyncio.sleep(0.05)
         return {run.task.uid: _fate(run.task) for run in runs}
 

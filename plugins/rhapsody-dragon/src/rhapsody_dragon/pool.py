@@ -497,8 +497,8 @@ def _death(code: int) -> str:
 
 def destroy(*queues: Any) -> None:
     """Give queues back to Dragon."""
-    for queue in queues:
+    for one in queues:
         try:
-            queue.destroy()
+            one.destroy()
         except Exception:  # it went with its process or its runtime
             pass
