@@ -258,7 +258,7 @@ def _drive(process: subprocess.Popen[bytes], sinks: dict[int, _Captured]) -> Non
         alive = True
         while alive:
             ready = poll.poll(wait_ms)
-            alive = not (any(fd == death for fd, _ in ready) if wait_ms is None else _has_ended(process))
+            alive = not (any(fd == death for fd, _ in ready) if wait_ms is None else has_ended(process))
             for fd, _ in ready:
                 if fd != death and _drain(fd, sinks[fd]):
                     poll.unregister(fd)
@@ -270,8 +270,10 @@ def _drive(process: subprocess.Popen[bytes], sinks: dict[int, _Captured]) -> Non
             os.close(death)
 
 
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a child has ended; it is not reaped, so that its number stays its own."""
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return process.returncode is not None or os.waitid(os.P_PID, process.pid, look) is not None
 
 
 def _drain(fd: int, sink: _Captured) -> bool:

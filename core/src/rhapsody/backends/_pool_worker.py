@@ -14,9 +14,10 @@ from typing import Final, NoReturn
 from .. import worker
 
 LENGTH: Final = struct.Struct("<Q")  # of what follows: a unit on the way down, a frame on the way up
-BEGIN: Final = LENGTH.pack(2**64 - 1)  # up: the unit was received; from here on its first task may have started
+READY_MARK: Final = 2**64 - 2  # up: the process has come up
+BEGIN_MARK: Final = 2**64 - 1  # up: the unit was received; from here on its first task may have started
 END: Final = LENGTH.pack(0)  # up: the unit is finished
-_UNIT, _SKIP = b"u", b"s"  # down: what the message is
+UNIT, SKIP = b"u", b"s"  # down: what the message is
 _LOOK: Final = 0.001  # seconds between two looks for messages while a unit runs
 
 
@@ -28,6 +29,7 @@ class _Line:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._looked = 0.0
+        os.register_at_fork(after_in_child=self._socket.close)  # a process that a task forks has no word in this
         self.send = self._socket.sendall
 
     def receive(self) -> tuple[bytes, bytes]:
@@ -70,10 +72,11 @@ def main(fd: int) -> NoReturn:
     """Serve units until the other side closes the line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the user's program's to act on
     line = _Line(fd)
+    line.send(LENGTH.pack(READY_MARK))
     while True:
         kind, body = line.receive()
-        if kind != _UNIT:  # a skip that came too late
+        if kind != UNIT:  # a skip that came too late
             continue
-        line.send(BEGIN)
+        line.send(LENGTH.pack(BEGIN_MARK))
         rest = worker.run_batch(body, line.report)
         line.send(rest + END)

@@ -12,101 +12,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
 
-from .. import worker
-from .._guard import Guard, kill_group
+from .._executable import has_ended
+from .._guard import Guard
 from ..batch import TaskBatch
 from ..context import BackendContext
-from ..errors import WorkerLostError
-from ..events import CancelResult, Event, Outcome, Returned, Started
+from ..errors import BackendLostError
+from ..events import BackendLost, CancelResult, Event, Outcome, Returned
 from ..states import TaskState
 from ..task import ComputeTask
-from ._pool_worker import _SKIP, _UNIT, LENGTH
+from ._pool_member import Member
 
 _BOOT: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from rhapsody.backends._pool_worker import main; main(int(sys.argv[1]))"
 )
-
-
-class _Worker(asyncio.Protocol):
-    """This end of one worker process: what it runs, and what has come back of it."""
-
-    def __init__(self, lane: ProcessLane, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-        self.batch: TaskBatch | None = None
-        self.began = False  # the worker has the unit: its first task may have started
-        self.ended = 0  # tasks of the unit that have ended; the next one is running
-        self.canceled: set[str] = set()  # uids for which it is being killed
-        self._lane = lane
-        self._received = bytearray()
-        self._transport: asyncio.Transport | None = None
-
-    @property
-    def current(self) -> ComputeTask | None:
-        """The task that it runs, as far as is known."""
-        if self.batch is None or not self.began or self.ended >= len(self.batch.shipped):
-            return None
-        return self.batch.shipped[self.ended]
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def send(self, kind: bytes, body: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(LENGTH.pack(len(body) + 1) + kind)
-        self._transport.write(body)
-
-    def run(self, batch: TaskBatch, payload: bytes) -> None:
-        self.batch, self.began, self.ended = batch, False, 0
-        self.send(_UNIT, payload)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        received = self._received
-        received += data
-        start, end, finished = 0, 0, False
-        events: list[Event] = []
-        while end + LENGTH.size <= len(received):
-            (length,) = LENGTH.unpack_from(received, end)
-            if length == 2**64 - 1:
-                self.began = True
-                start = end = end + LENGTH.size
-            elif length == 0:
-                finished = True
-                break
-            elif end + LENGTH.size + length > len(received):
-                break
-            else:
-                end += LENGTH.size + length
-        if end > start:
-            assert self.batch is not None
-            outcomes = self.batch.decode(bytes(received[start:end]))
-            self.ended += len(outcomes)
-            events += outcomes
-        del received[: end + LENGTH.size if finished else end]
-        if (current := self.current) is not None and not finished:
-            events.append(Started(current.uid, time.time(), f"{worker.where().partition(':')[0]}:{self.process.pid}"))
-        if events:
-            self._lane.context.events.put(events)
-        if finished:
-            self.batch = None
-            self._lane.is_idle(self)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        self._lane.has_left(self)
+_LEAVES: Final = 0.5  # seconds that an idle process has to leave by itself
+_PAUSES: Final = (0.0, 0.1, 1.0)  # seconds before each attempt to replace a process
 
 
 class ProcessLane:
@@ -122,10 +51,12 @@ class ProcessLane:
         self.context = context
         self._slots = slots
         self._guard = guard
-        self._workers: set[_Worker] = set()
-        self._idle: deque[_Worker] = deque()
+        self._workers: set[Member] = set()
+        self._leaving: set[Member] = set()  # their lines are closed, and their processes are being reaped
+        self._idle: deque[Member] = deque()
         self._waiting: deque[tuple[TaskBatch, bytes]] = deque()
-        self._reapers: set[asyncio.Task[None]] = set()
+        self._chores: set[asyncio.Task[Any]] = set()
+        self._stillborn = 0  # processes in a row that ended before they had come up
         self._closing = False
 
     async def start(self) -> None:
@@ -142,106 +73,155 @@ class ProcessLane:
             self._waiting.append((batch, payload))
 
     async def cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
-        """Stop functions: by a word to the worker before they start, by killing the worker while they run."""
-        results: dict[str, CancelResult] = {}
-        outcomes: list[Event] = []
+        """Stop functions: by a word to the worker before they start, by ending the worker while they run."""
+        wanted: dict[TaskBatch, list[ComputeTask]] = {}
         for task in tasks:
-            holder = next((w for w in self._workers if w.batch is not None and task in w.batch.tasks), None)
-            if holder is None:  # its unit waits for a process that is coming up: it is told when that has it
-                results[task.uid] = self._withdraw(task, outcomes)
-            elif holder.current is task:
-                holder.canceled.add(task.uid)
-                kill_group(holder.process.pid, signal.SIGKILL)
-                results[task.uid] = CancelResult.STOPPED
-            else:
-                holder.send(_SKIP, f"{self.context.session}\0{task.uid}".encode())
+            wanted.setdefault(task._unit, []).append(task)
+        holders = {member.batch: member for member in self._leaving | self._workers if member.batch is not None}
+        results: dict[str, CancelResult] = {}
+        stops: list[tuple[Member, ComputeTask]] = []
+        for batch, group in wanted.items():
+            member = holders.get(batch)
+            if member is None:
+                results |= self._withdraw(batch, group)
+                continue
+            for task in group:
+                if member in self._leaving:
+                    member.unwanted.add(task.uid)
+                elif task is not member.current:
+                    member.skip(task)
+                else:
+                    stops.append((member, task))
                 results[task.uid] = CancelResult.NEVER_STARTED
-        self.context.events.put(outcomes)
+        told = await asyncio.gather(*(member.stop(task) for member, task in stops))
+        results |= {task.uid: result for (_, task), result in zip(stops, told, strict=True)}
         return results
 
     async def close(self) -> None:
         """End the processes, and with each whatever its tasks left running."""
         self._closing = True
         self._waiting.clear()
+        if asyncio.get_running_loop() is not self.context.loop:  # that one is gone, and tells nothing any more
+            for member in self._workers | self._leaving:
+                member.kill()
+                member.process.wait()
+                member.close()
+                self._guard.unwatch(member.process.pid)
+            return
         for member in list(self._workers):
-            if member.batch is None:
-                member.close()  # it sees the end of the line, and leaves by itself
-            else:
-                kill_group(member.process.pid, signal.SIGKILL)
-        while self._workers or self._reapers:  # noqa: ASYNC110  # at the end, a few milliseconds in all
+            if member.batch is not None or not member.ready:
+                member.kill()
+            member.close()
+        while self._workers or self._chores:  # noqa: ASYNC110  # at the end, a few milliseconds in all
             await asyncio.sleep(0.002)
 
-    async def _add_worker(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(  # noqa: ASYNC220  # two milliseconds, and it needs no child watcher
-                [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        self._guard.watch(process.pid)
-        ours.setblocking(False)
-        member = _Worker(self, process)
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: member, ours)
-        self._workers.add(member)
-        self.is_idle(member)
+    # -- what the members call ---------------------------------------------------------------------------------------
 
-    def is_idle(self, member: _Worker) -> None:
+    def is_idle(self, member: Member) -> None:
         """Give a worker its next unit."""
         if self._waiting:
             member.run(*self._waiting.popleft())
         else:
             self._idle.append(member)
 
-    def has_left(self, member: _Worker) -> None:
+    def has_left(self, member: Member) -> None:
         """A worker's line is closed: see to its process, its tasks, and a successor."""
-        self._workers.discard(member)
-        with contextlib.suppress(ValueError):
-            self._idle.remove(member)
-        reaper = asyncio.get_running_loop().create_task(self._bury(member))
-        self._reapers.add(reaper)
-        reaper.add_done_callback(self._reapers.discard)
+        if member in self._workers:
+            self._workers.discard(member)
+            self._leaving.add(member)
+            with contextlib.suppress(ValueError):
+                self._idle.remove(member)
+            self.do(self._bury(member))
 
-    async def _bury(self, member: _Worker) -> None:
+    def do(self, chore: Coroutine[Any, Any, Any]) -> None:
+        """Run a coroutine beside; `close` waits for it."""
+        task = asyncio.get_running_loop().create_task(chore)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    async def _add_worker(self) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = subprocess.Popen(  # noqa: ASYNC220  # two milliseconds, and it needs no child watcher
+                    [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path)],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        member = Member(self, process)
+        try:
+            self._guard.watch(process.pid)
+            ours.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: member, ours)
+        except BaseException:
+            member.kill()
+            process.wait()
+            self._guard.unwatch(process.pid)
+            ours.close()
+            raise
+        self._workers.add(member)
+        if self._closing:  # meanwhile
+            member.kill()
+            member.close()
+        else:
+            self.is_idle(member)
+
+    async def _bury(self, member: Member) -> None:
         process = member.process
-        patience = time.monotonic() + 0.5 if member.batch is None else 0.0
-        while process.poll() is None:  # it leaves in order if it was idle; otherwise there is nothing to wait for
-            if time.monotonic() > patience:
-                kill_group(process.pid, signal.SIGKILL)
-            await asyncio.sleep(0.001)
-        kill_group(process.pid, signal.SIGKILL)  # what its tasks left running
-        self._guard.unwatch(process.pid)
+        patience = time.monotonic() + (_LEAVES if member.batch is None else 0.0)
+        try:
+            while not has_ended(process):  # it leaves in order if it was idle; otherwise there is nothing to wait for
+                if time.monotonic() > patience:
+                    member.kill()
+                await asyncio.sleep(0.001)
+        finally:  # also where the loop is torn down
+            member.kill()
+            process.wait()
+            self._guard.unwatch(process.pid)
+            self._leaving.discard(member)
         if self._closing:
             return
-        self.context.log.warning("worker_lost", backend=self.context.backend, exit_code=process.returncode)
-        if member.batch is not None:
-            self.context.events.put(self._events_of_loss(member, member.batch))
-        await self._add_worker()
+        self.context.events.put(member.events_of_loss())
+        if not member.unwanted:
+            self.context.log.warning("worker_lost", backend=self.context.backend, exit_code=process.returncode)
+        self._stillborn = 0 if member.ready else self._stillborn + 1
+        if self._stillborn > self._slots + 2:
+            self._give_up(f"its worker processes end before they have come up (exit code {process.returncode})")
+        else:
+            await self._replace()
 
-    def _events_of_loss(self, member: _Worker, batch: TaskBatch) -> list[Event]:
-        left = list(batch.shipped[member.ended :])
-        events: list[Event] = []
-        if member.began and left:
-            task = left.pop(0)
-            if task.uid in member.canceled:
-                events.append(Outcome(task.uid, TaskState.CANCELED))
-            else:
-                code = member.process.returncode
-                how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                error = WorkerLostError(
-                    f"task {task.uid}: its worker process {member.process.pid} of backend "
-                    f"{self.context.backend!r} {how}"
-                )
-                events.append(Outcome(task.uid, TaskState.FAILED, exception=error))
-        events.append(Returned([task.uid for task in left]))
-        return events
+    async def _replace(self) -> None:
+        for pause in _PAUSES:
+            await asyncio.sleep(pause)
+            if self._closing:
+                return
+            try:
+                await self._add_worker()
+                return
+            except OSError as error:
+                problem = error
+        if not self._workers:
+            self._give_up(f"no worker process can be started: {problem}")
 
-    def _withdraw(self, task: ComputeTask, outcomes: list[Event]) -> CancelResult:
-        for index, (batch, _) in enumerate(self._waiting):
-            if task in batch.tasks:
+    def _give_up(self, why: str) -> None:
+        self._closing = True
+        self._waiting.clear()
+        self.context.events.put([BackendLost(BackendLostError(f"backend {self.context.backend!r} is lost: {why}"))])
+
+    def _withdraw(self, batch: TaskBatch, group: Sequence[ComputeTask]) -> dict[str, CancelResult]:
+        """Cancel tasks of a unit that waits for a process; the others go back to the backlog."""
+        for index, (waiting, _) in enumerate(self._waiting):
+            if waiting is batch:
                 del self._waiting[index]
-                outcomes.append(Outcome(task.uid, TaskState.CANCELED))
-                outcomes.append(Returned([other.uid for other in batch.shipped if other is not task]))
-                return CancelResult.NEVER_STARTED
-        return CancelResult.CANNOT_STOP
+                outcomes: list[Event] = [Outcome(task.uid, TaskState.CANCELED) for task in group]
+                canceled = set(group)
+                outcomes.append(Returned([task.uid for task in batch.shipped if task not in canceled]))
+                self.context.events.put(outcomes)
+                return dict.fromkeys((task.uid for task in group), CancelResult.NEVER_STARTED)
+        return dict.fromkeys((task.uid for task in group), CancelResult.TOO_LATE)  # the word of its end is on its way

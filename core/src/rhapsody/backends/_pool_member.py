@@ -1,0 +1,208 @@
+"""This program's end of one worker process of `_processes.ProcessLane`: what it runs, and what has come back of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Final
+
+from .. import worker
+from .._executable import has_ended
+from .._guard import kill_group
+from ..batch import TaskBatch
+from ..errors import WorkerLostError
+from ..events import CancelResult, Event, Outcome, Returned, Started
+from ..states import TaskState
+from ..task import ComputeTask
+from ._pool_worker import BEGIN_MARK, LENGTH, READY_MARK, SKIP, UNIT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._processes import ProcessLane
+
+_LAST_DATA: Final = 0.2  # seconds that the line of a dead worker has to be read to its end
+_SKIPS: Final = 0.02  # seconds that a worker has to say that it left a task out
+_FREEZE: Final = 1.0  # seconds
+
+
+class Member(asyncio.Protocol):
+    """One worker process."""
+
+    def __init__(self, lane: ProcessLane, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.ready = False  # it has come up
+        self.batch: TaskBatch | None = None
+        self.began = False  # it has the unit: the first task may have started
+        self.ended = 0  # tasks of the unit that have ended; the next one is running
+        self.unwanted: set[str] = set()  # uids of the unit that were canceled
+        self._lane = lane
+        self._received = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._death = -1  # a descriptor that can be read once the process has ended
+        self._ran_on = f"{worker.where().rpartition(':')[0]}:{process.pid}"
+
+    @property
+    def current(self) -> ComputeTask | None:
+        """The task that it runs, as far as is known."""
+        if self.batch is None or not self.began or self.ended >= len(self.batch.shipped):
+            return None
+        return self.batch.shipped[self.ended]
+
+    def run(self, batch: TaskBatch, payload: bytes) -> None:
+        """Run a unit."""
+        self.batch, self.began, self.ended, self.unwanted = batch, False, 0, set()
+        self._send(UNIT, payload)
+
+    def skip(self, task: ComputeTask) -> None:
+        """Leave out a task of the unit that has not started."""
+        self.unwanted.add(task.uid)
+        self._send(SKIP, f"{self._lane.context.session}\0{task.uid}".encode())
+
+    async def stop(self, task: ComputeTask) -> CancelResult:
+        """End the process while it runs this task: this one and no other.
+
+        The task may have ended, and the next one have begun, with the word of it still on the line. So the process
+        is halted first, and what it has sent is read; then it is known what it runs.
+        """
+        batch = self.batch
+        self.unwanted.add(task.uid)
+        self._signal(signal.SIGSTOP)
+        patience = time.monotonic() + _FREEZE
+        while not self._is_still() and time.monotonic() < patience:  # noqa: ASYNC110  # no event tells
+            await asyncio.sleep(0.0005)
+        if self.batch is batch and self.current is task:
+            self.kill()
+            return CancelResult.STOPPED
+        self._signal(signal.SIGCONT)
+        return CancelResult.TOO_LATE
+
+    def kill(self) -> None:
+        """End the process and whatever its tasks have left in its group."""
+        if self.process.returncode is None:  # not reaped: the number is its own
+            kill_group(self.process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close the line; an idle process leaves by itself."""
+        self._forget_death()
+        if self._transport is not None:
+            try:
+                self._transport.abort()
+            except RuntimeError:  # its loop is closed, and it with it
+                pass
+
+    def events_of_loss(self) -> list[Event]:
+        """Tell what becomes of the unit, once the process has ended and everything it sent has been read."""
+        batch = self.batch
+        if batch is None:
+            return []
+        events: list[Event] = []
+        returned: list[str] = []
+        for index, task in enumerate(batch.shipped[self.ended :]):
+            if task.uid in self.unwanted:
+                events.append(Outcome(task.uid, TaskState.CANCELED))
+            elif index == 0 and self.began:
+                code = self.process.returncode
+                how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                backend = self._lane.context.backend
+                text = f"task {task.uid}: its worker process {self.process.pid} of backend {backend!r} {how}"
+                events.append(Outcome(task.uid, TaskState.FAILED, exception=WorkerLostError(text)))
+            else:
+                returned.append(task.uid)
+        if returned:
+            events.append(Returned(returned))
+        return events
+
+    # -- what asyncio calls ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if hasattr(os, "pidfd_open"):
+            try:
+                self._death = os.pidfd_open(self.process.pid)
+            except OSError:  # the end of the line tells of its death, unless a process that it forked holds that
+                return
+            asyncio.get_running_loop().add_reader(self._death, self._died)
+
+    def data_received(self, data: bytes) -> None:
+        received = self._received
+        received += data
+        start, end, finished = 0, 0, False
+        events: list[Event] = []
+        while end + LENGTH.size <= len(received):
+            (length,) = LENGTH.unpack_from(received, end)
+            if length >= READY_MARK:  # these two come at the start, and between units
+                self.ready = True
+                self.began = length == BEGIN_MARK
+                start = end = end + LENGTH.size
+            elif length == 0:
+                finished = True
+                break
+            elif end + LENGTH.size + length > len(received):
+                break
+            else:
+                end += LENGTH.size + length
+        if end > start:
+            assert self.batch is not None
+            outcomes: Sequence[Event] = self.batch.decode(bytes(received[start:end]))
+            self.ended += len(outcomes)
+            events += outcomes
+        del received[: end + LENGTH.size if finished else end]
+        current = self.current
+        if current is not None and not finished:
+            if current.uid in self.unwanted:  # it is left out, unless the word came a moment too late
+                asyncio.get_running_loop().call_later(_SKIPS, self._make_sure, current)
+            else:
+                events.append(Started(current.uid, time.time(), self._ran_on))
+        if events:
+            self._lane.context.events.put(events)
+        if finished:
+            self.batch = None
+            self._lane.is_idle(self)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._forget_death()
+        self._lane.has_left(self)
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _send(self, kind: bytes, body: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(LENGTH.pack(len(body) + 1) + kind)
+        self._transport.write(body)
+
+    def _make_sure(self, task: ComputeTask) -> None:
+        if self.current is task:
+            self._lane.do(self.stop(task))
+
+    def _is_still(self) -> bool:
+        """Whether the process is halted or dead, and all that it sent has been read."""
+        if not has_ended(self.process):
+            halted = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+            if os.waitid(os.P_PID, self.process.pid, halted) is None:
+                return False
+        if self._transport is None or self._transport.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    def _signal(self, signum: int) -> None:
+        if self.process.returncode is None:
+            os.kill(self.process.pid, signum)
+
+    def _died(self) -> None:
+        self._forget_death()
+        self.kill()  # what it left running may hold the line, of which this waits for the end
+        asyncio.get_running_loop().call_later(_LAST_DATA, self.close)
+
+    def _forget_death(self) -> None:
+        fd, self._death = self._death, -1
+        if fd >= 0:
+            self._lane.context.loop.remove_reader(fd)
+            os.close(fd)
