@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from . import worker
 from ._executable import Command, Finished, command_line
-from .errors import SerializationError, TaskExecutionError
+from .errors import SerializationError, TaskExecutionError, describe
 from .events import Outcome
 from .states import TaskState
 
@@ -236,7 +236,7 @@ def failure_of(uid: str, error: BaseException) -> BaseException:
     wrapped = TaskExecutionError(
         uid,
         code if isinstance(code, int) else None,
-        reason=f"the function raised {type(error).__name__}({', '.join(map(repr, error.args))})",
+        reason=f"the function raised {type(error).__name__}({', '.join(map(describe, error.args))})",
     )
     wrapped.__cause__ = error
     return wrapped

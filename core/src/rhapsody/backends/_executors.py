@@ -26,6 +26,7 @@ class ExecutorLane:
         self._executor = executor
         self._context = context
         self._futures: dict[int, tuple[TaskBatch, Future[bytes]]] = {}  # by batch uid
+        self._canceled: set[int] = set()  # by batch uid: canceled here, and not by the owner of the executor
 
     def submit(self, batch: TaskBatch) -> None:
         """Hand a unit over.
@@ -48,7 +49,7 @@ class ExecutorLane:
         outcomes: list[Event] = []
         for batch, future in list(self._futures.values()):
             wanted = {task.uid for task in batch.tasks} & results.keys()
-            if wanted and future.cancel():
+            if wanted and self._take_back(batch, future):
                 outcomes += [Outcome(uid, TaskState.CANCELED) for uid in wanted]
                 outcomes.append(Returned([task.uid for task in batch.shipped if task.uid not in wanted]))
                 results.update(dict.fromkeys(wanted, CancelResult.NEVER_STARTED))
@@ -57,13 +58,25 @@ class ExecutorLane:
 
     def close(self) -> None:
         """Take back whatever has not started."""
-        for _, future in list(self._futures.values()):
-            future.cancel()
+        for batch, future in list(self._futures.values()):
+            self._take_back(batch, future)
+
+    def _take_back(self, batch: TaskBatch, future: Future[bytes]) -> bool:
+        """Cancel a unit that has not started; what becomes of its tasks is the caller's to report."""
+        self._canceled.add(batch.uid)
+        if future.cancel():
+            return True
+        self._canceled.discard(batch.uid)
+        return False
 
     def _ended(self, batch: TaskBatch, future: Future[bytes]) -> None:
         """Report a unit's end; called in a thread of the executor's, or in whichever canceled it."""
         self._futures.pop(batch.uid, None)
         if future.cancelled():
+            if batch.uid in self._canceled:
+                self._canceled.discard(batch.uid)
+            else:  # by the executor's owner: it never started
+                self._context.events.put([Returned([task.uid for task in batch.shipped])])
             return
         try:
             events: list[Event] = [*batch.decode(future.result())]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -48,20 +48,22 @@ class ThreadLane:
         """Queue tasks.
 
         Raises:
-            SubmitError: the caller has shut the executor down.
+            SubmitError: no thread can be had, or the caller has shut the executor down.
         """
         for task in tasks:
             self._waiting[task.uid] = task
         for task in tasks:
             self._queue.put(task)
-        if self._executor is not None:
-            self._ask_for_threads(self._executor, tasks)
-        else:
-            for _ in range(min(self._slots - len(self._threads), len(tasks))):
-                name = f"rhapsody {self._context.backend} {len(self._threads)}"
-                thread = threading.Thread(target=self._work, args=(self._queue.get,), name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
+        try:
+            if self._executor is not None:
+                self._ask_for_threads(self._executor, len(tasks))
+            else:
+                self._start_threads(len(tasks))
+        except RuntimeError as error:
+            for task in tasks:
+                self._waiting.pop(task.uid, None)
+            whose = "its threads" if self._executor is None else "the executor given to it"
+            raise SubmitError(f"backend {self._context.backend!r}: {whose} can take no work: {error}") from error
 
     def cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
         """Take back what has not started, and stop running executables. Blocks until those have ended."""
@@ -90,34 +92,56 @@ class ThreadLane:
             self._queue.put(None)
         return self._threads
 
-    def _ask_for_threads(self, executor: ThreadPoolExecutor, tasks: Sequence[ComputeTask]) -> None:
+    def _start_threads(self, tasks: int) -> None:
+        """Start threads for this many tasks; one is enough, should the system give no more."""
+        for _ in range(min(self._slots - len(self._threads), tasks)):
+            name = f"rhapsody {self._context.backend} {len(self._threads)}"
+            thread = threading.Thread(target=self._work, args=(self._queue.get,), name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if self._threads:
+                    return
+                raise
+            self._threads.append(thread)
+
+    def _ask_for_threads(self, executor: ThreadPoolExecutor, tasks: int) -> None:
+        """Ask for threads for this many tasks; one is enough, should the executor give no more."""
         with self._lock:
-            wanted = min(self._slots - self._pullers, len(tasks))
+            wanted = min(self._slots - self._pullers, tasks)
             self._pullers += wanted
         for started in range(wanted):
             try:
-                executor.submit(self._pull)
-            except RuntimeError as error:
+                future = executor.submit(self._pull)
+            except RuntimeError:
                 with self._lock:
                     self._pullers -= wanted - started
                     left = self._pullers
-                if not left:  # nobody is there to run them
-                    for task in tasks:
-                        self._waiting.pop(task.uid, None)
-                    raise SubmitError(
-                        f"the executor given to backend {self._context.backend!r} takes no more work: {error}"
-                    ) from error
-                return
+                if left:
+                    return
+                raise
+            future.add_done_callback(self._pulled)
 
     def _pull(self) -> None:
         """Work until the queue is empty, then give the executor its thread back."""
         self._work(self._queue.get_nowait)
+
+    def _pulled(self, future: Future[None]) -> None:
+        """A thread was given back; or never came, because the caller has canceled what waits or the pool is broken."""
         with self._lock:
             self._pullers -= 1
-            more = bool(self._waiting) and not self._queue.empty()
-        if more:  # a task came in between the last look and the step back
-            assert self._executor is not None
-            self._ask_for_threads(self._executor, list(self._waiting.values()))
+        if not self._waiting or self._queue.empty():
+            return
+        assert self._executor is not None
+        try:
+            if not future.cancelled() and (error := future.exception()) is not None:
+                raise RuntimeError(str(error))
+            self._ask_for_threads(self._executor, len(self._waiting))  # a task came in since the last look
+        except RuntimeError as error:
+            text = f"the executor given to backend {self._context.backend!r} takes no more work: {error}"
+            while self._waiting:
+                uid, _ = self._waiting.popitem()
+                self._context.events.put([Outcome(uid, TaskState.FAILED, exception=SubmitError(text))])
 
     def _work(self, get: Callable[[], ComputeTask | None]) -> None:
         put, claim = self._context.events.put, self._waiting.pop
@@ -135,7 +159,11 @@ class ThreadLane:
                 if task is None:
                     put(events)
                     return
+                if task.function is None:
+                    _executable.announce((self._context.session, task.uid))
                 if claim(task.uid, None) is None:  # it was canceled
+                    if task.function is None:
+                        _executable.retract((self._context.session, task.uid))
                     continue
                 started = time.time()
                 events.append(Started(task.uid, started, worker.where()))
@@ -144,13 +172,13 @@ class ThreadLane:
                 del task  # a waiting thread must not keep it alive
 
     def _run(self, task: ComputeTask, started: float, loops: worker.AsyncFunctions) -> Outcome:
-        if task.function is None:
-            command = command_of(task, self._context.sandbox_path)
-            finished = _executable.run((self._context.session, task.uid), command, self._guard)
-            paths = (command.stdout_path, command.stderr_path)
-            return outcome_of_command(task.uid, finished, paths, started, time.time(), worker.where())
         value: Any = None
         try:
+            if task.function is None:
+                command = command_of(task, self._context.sandbox_path)
+                finished = _executable.run((self._context.session, task.uid), command, self._guard)
+                paths = (command.stdout_path, command.stderr_path)
+                return outcome_of_command(task.uid, finished, paths, started, time.time(), worker.where())
             value = worker.run_function(task.function, task.args, task.kwargs, loops)
         except BaseException as error:
             failure = failure_of(task.uid, error)

@@ -193,7 +193,10 @@ async def _in_thread(call: Callable[[], T]) -> T:
             value = call()
         except BaseException as error:
             failure = error
-        loop.call_soon_threadsafe(settle, value, failure)
+        try:
+            loop.call_soon_threadsafe(settle, value, failure)
+        except RuntimeError:  # the loop is closed: nobody waits for this any more
+            pass
 
     threading.Thread(target=work, name="rhapsody blocking call", daemon=True).start()
     return await done
