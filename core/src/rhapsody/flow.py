@@ -17,7 +17,7 @@ from .batch import TaskBatch
 from .batching import AdaptiveBatching, Backlog
 from .capabilities import Deadlines
 from .context import BackendContext
-from .errors import BackendError, InvalidBackendError, SubmitError, TaskCanceledError
+from .errors import BackendError, InvalidBackendError, SubmitError, TaskCanceledError, WorkerLostError, describe
 from .events import BackendLost, CancelResult, Capacity, CapacityChanged, Event, Outcome, Returned, Started
 from .hooks import BackendCaller
 from .log import get_logger
@@ -30,6 +30,7 @@ Change = tuple[ComputeTask, Started | Outcome]
 Sink = Callable[[Sequence[Change]], None]
 
 _STOPPING: Final = (CancelResult.NEVER_STARTED, CancelResult.STOPPED)
+_DEAF: Final = 1.0  # seconds that a hook has to end once it was canceled; one that does not listen is left behind
 
 
 class TaskFlow:
@@ -68,6 +69,7 @@ class TaskFlow:
         self._units = 0  # batches in the engine's hands
         self._batches = 0  # batches ever
         self._canceling: set[str] = set()  # uids that the engine was asked to stop
+        self._gone: Exception | None = None  # why the engine is lost
         self._pumping = False
         self._submitting: asyncio.Task[None] | None = None
 
@@ -78,11 +80,12 @@ class TaskFlow:
         self.is_open = True
         self._pump()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Let nothing more go down; what the engine holds may still end."""
         self.is_open = False
         if self._submitting is not None:
             self._submitting.cancel()
+            await asyncio.wait([self._submitting], timeout=_DEAF)
 
     def fail_all(self, error: Exception) -> None:
         """Leave no task behind: whatever has no outcome by now fails with this error."""
@@ -98,6 +101,7 @@ class TaskFlow:
         """Give the backend up: everything that it holds, and everything that waits for it, fails."""
         if self.is_open:
             self.is_open = False
+            self._gone = error
             self._on_lost(error)
             self.fail_all(error)
 
@@ -106,6 +110,8 @@ class TaskFlow:
     def enqueue(self, tasks: Sequence[ComputeTask]) -> None:
         """Take tasks that the session has accepted."""
         self._backlog.add(tasks)
+        if self._gone is not None:
+            self.fail_all(self._gone)
         self._pump()
 
     def _pump(self) -> None:
@@ -210,7 +216,7 @@ class TaskFlow:
         results: dict[str, CancelResult] = {}
         waiting: list[Change] = []
         held: list[ComputeTask] = []
-        for task in tasks:
+        for task in dict.fromkeys(tasks):  # each once, whoever named it twice
             if task.state in FINAL_STATES:
                 results[task.uid] = CancelResult.TOO_LATE
             elif task._unit is not None:
@@ -231,18 +237,19 @@ class TaskFlow:
         if not self._hooks.can_cancel or not self.is_open:
             return {task.uid: _fate(task) for task in tasks}
         told: Mapping[str, CancelResult] = {}
-        uids = {task.uid for task in tasks}
-        self._canceling |= uids
+        uids = {task.uid for task in tasks if not task.is_final}
+        self._canceling |= uids  # until they end: one that comes back before that is not run again
         try:
             async with asyncio.timeout(self._deadlines.cancel):
-                told = await settled(self._hooks.cancel([task for task in tasks if not task.is_final]))
+                said = await settled(self._hooks.cancel([task for task in tasks if not task.is_final]))
+                if not isinstance(said, Mapping):
+                    raise InvalidBackendError(f"rhapsody_cancel of backend {self.name!r} returned {describe(said)}")
+                told = said
                 ending = [task._ended() for task in tasks if told.get(task.uid) in _STOPPING and not task.is_final]
                 if ending:
                     await asyncio.wait(ending)
         except Exception as error:  # its tasks keep their real end; the caller is told that they could not be stopped
             log.warning("cancel_failed", backend=self.name, error=repr(error))
-        finally:
-            self._canceling -= uids
         return {task.uid: _fate(task, told.get(task.uid)) for task in tasks}
 
     # -- events come up ----------------------------------------------------------------------------------------------
@@ -258,6 +265,8 @@ class TaskFlow:
                 if task is None:
                     unknown += 1
                     continue
+                if self._canceling:
+                    self._canceling.discard(event.uid)
                 if event.state is not TaskState.DONE:
                     _complete(event, task, self.name)
                 self._leave_unit(task, event)
@@ -269,6 +278,8 @@ class TaskFlow:
                 else:
                     changes.append((task, event))
             elif type(event) is Returned:
+                self._deliver(changes)  # first: one of them may tell that a task had started
+                changes = []
                 unknown += self._take_back(event.uids, changes)
             elif type(event) is CapacityChanged:
                 self._capacity = event.capacity
@@ -307,16 +318,20 @@ class TaskFlow:
         tasks: list[ComputeTask] = []
         unknown = 0
         for uid in uids:
-            task = self._held.get(uid)
-            if task is None or task.state is not TaskState.QUEUED:
+            task = self._held.pop(uid, None)
+            if task is None:
                 unknown += 1
                 continue
-            del self._held[uid]
             self._leave_unit(task, None)
-            if uid in self._canceling:
+            if task.state is not TaskState.QUEUED:  # it may have had effects: it is not run twice
+                text = f"backend {self.name!r} gave task {uid} back after it had started"
+                changes.append((task, Outcome(uid, TaskState.FAILED, exception=WorkerLostError(text))))
+            elif uid in self._canceling:
                 changes.append((task, Outcome(uid, TaskState.CANCELED, exception=_canceled(task))))
             else:
                 tasks.append(task)
+                continue
+            self._canceling.discard(uid)
         self._backlog.put_back(tasks)
         return unknown
 
@@ -324,6 +339,32 @@ class TaskFlow:
 async def settled(result: Any) -> Any:
     """Await what a hook returned, where it is to be awaited."""
     return await result if inspect.isawaitable(result) else result
+
+
+async def bounded(result: Any, seconds: float) -> Any:
+    """Await what a hook returned, but no longer than this: also where the hook does not listen to being canceled.
+
+    Raises:
+        Overdue: it takes longer.
+    """
+    if not inspect.isawaitable(result):
+        return result
+    hook = asyncio.ensure_future(result)
+    hook.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if it ends later
+    try:
+        await asyncio.wait([hook], timeout=seconds)
+    finally:
+        overdue = not hook.done()
+        if overdue:
+            hook.cancel()
+            await asyncio.wait([hook], timeout=_DEAF)
+    if overdue:
+        raise Overdue
+    return hook.result()
+
+
+class Overdue(Exception):
+    """A hook took longer than its deadline."""
 
 
 def _canceled(task: ComputeTask) -> TaskCanceledError:
@@ -345,5 +386,6 @@ def _complete(outcome: Outcome, task: ComputeTask, backend: str) -> None:
 def _fate(task: ComputeTask, told: CancelResult | None = None) -> CancelResult:
     """Say what became of a task, by what the backend said and by what it is now."""
     if task.state is TaskState.CANCELED:
-        return CancelResult.NEVER_STARTED if told is CancelResult.NEVER_STARTED else CancelResult.STOPPED
-    return CancelResult.TOO_LATE if task.is_final else CancelResult.CANNOT_STOP
+        never = told is not CancelResult.STOPPED and task.started_at is None
+        return CancelResult.NEVER_STARTED if never else CancelResult.STOPPED
+    return CancelResult.TOO_LATE if task.is_final or told is CancelResult.TOO_LATE else CancelResult.CANNOT_STOP

@@ -12,6 +12,7 @@ from ._marker import PROJECT, hookimpl
 from .capabilities import INTERFACE_VERSION
 from .errors import InvalidBackendError
 from .hookspecs import BackendHooks, ObserverHooks
+from .log import get_logger
 
 if TYPE_CHECKING:
     from .backends.base import ExecutionBackend
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from .events import CancelResult, Event
     from .session import Session, Transition
     from .task import ComputeTask
+
+log = get_logger(__name__)
 
 REQUIRED: Final = ("rhapsody_init", "rhapsody_submit", "rhapsody_shutdown")
 
@@ -108,36 +111,41 @@ class BackendCaller:
 
 
 class ObserverCaller:
-    """Calls the observers of one session. None of them can harm it: what they raise is the caller's to log."""
+    """Calls the observers of one session. None of them can harm it, or keep the others from being called."""
 
     def __init__(self, observers: Iterable[object]) -> None:
-        self._manager = pluggy.PluginManager(PROJECT)
-        self._manager.add_hookspecs(ObserverHooks)
+        self._hooks: list[Any] = []
         for observer in observers:
+            manager = pluggy.PluginManager(PROJECT)
+            manager.add_hookspecs(ObserverHooks)
             try:
-                self._manager.register(observer)
+                manager.register(observer)
+                manager.check_pending()
             except pluggy.PluginValidationError as error:
                 raise InvalidBackendError(
                     f"observer {observer!r} does not match the hook specifications: {error}"
                 ) from error
-        try:
-            self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            raise InvalidBackendError(f"an observer does not match the hook specifications: {error}") from error
-        self._hook: Any = self._manager.hook
-        self.wants_transitions = bool(self._hook.rhapsody_tasks_changed.get_hookimpls())
+            self._hooks.append(manager.hook)
+        self.wants_transitions = any(hook.rhapsody_tasks_changed.get_hookimpls() for hook in self._hooks)
 
     def opened(self, session: Session) -> None:
         """Tell that the session started."""
-        self._hook.rhapsody_session_opened(session=session)
+        self._tell("rhapsody_session_opened", session=session)
 
     def tasks_changed(self, session: Session, transitions: Sequence[Transition]) -> None:
         """Tell what changed."""
-        self._hook.rhapsody_tasks_changed(session=session, transitions=transitions)
+        self._tell("rhapsody_tasks_changed", session=session, transitions=transitions)
 
     def closed(self, session: Session) -> None:
         """Tell that the session ended."""
-        self._hook.rhapsody_session_closed(session=session)
+        self._tell("rhapsody_session_closed", session=session)
+
+    def _tell(self, name: str, **what: object) -> None:
+        for hook in self._hooks:
+            try:
+                getattr(hook, name)(**what)
+            except Exception as error:  # an observer watches; what goes wrong in it is not the session's trouble
+                log.error("observer_failed", hook=name, exc_info=error)
 
 
 def check_interface(backend: object) -> None:

@@ -16,7 +16,7 @@ from .batching import AdaptiveBatching
 from .context import BackendContext
 from .errors import BackendLostError, BackendShutdownError, BackendStartError, InvalidBackendError
 from .events import CancelResult
-from .flow import Sink, TaskFlow, settled
+from .flow import Overdue, Sink, TaskFlow, bounded
 from .hooks import BackendCaller
 from .log import get_logger
 from .task import ComputeTask
@@ -108,14 +108,13 @@ class BackendRunner:
         problem: str | None = None
         cause: BaseException | None = None
         try:
-            async with asyncio.timeout(deadline):
-                await settled(self._hooks.init(self._context))
-        except TimeoutError as error:
+            await bounded(self._hooks.init(self._context), deadline)
+        except Overdue as error:
             cause, problem = error, f"did not start within {deadline:g} seconds"
-            if time.monotonic() - began < deadline:
-                problem = f"failed to start: TimeoutError: {error}"
         except asyncio.CancelledError as error:
             cause = error
+            if (this := asyncio.current_task()) is not None and not this.cancelling():
+                problem = "failed to start: its start was canceled from within"
         except Exception as error:
             cause, problem = error, f"failed to start: {type(error).__name__}: {error}"
         if cause is None:
@@ -143,7 +142,7 @@ class BackendRunner:
         """
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
-            await asyncio.wait([self._starting])
+            await asyncio.wait([self._starting])  # bounded, as the hooks that it calls are
         if self._closing is None:
             if self.phase in (Phase.NEW, Phase.CLOSED):
                 self._end(None)
@@ -153,7 +152,7 @@ class BackendRunner:
 
     async def _shutdown(self, wait: bool) -> None:
         self.phase = Phase.CLOSING
-        self._flow.stop()
+        await self._flow.stop()
         try:
             await self._call_shutdown(wait)
         finally:
@@ -164,15 +163,14 @@ class BackendRunner:
                 if not self._monitor.done():
                     log.warning("monitor_did_not_end", backend=self.name)
                     self._monitor.cancel()
-                    await asyncio.wait([self._monitor])
+                    await asyncio.wait([self._monitor], timeout=_LAST_EVENTS)
             self._end(self.error)
 
     async def _call_shutdown(self, wait: bool) -> None:
         deadline = self.backend.deadlines.shutdown
         try:
-            async with asyncio.timeout(deadline):
-                await settled(self._hooks.shutdown(wait))
-        except TimeoutError as error:
+            await bounded(self._hooks.shutdown(wait), deadline)
+        except Overdue as error:
             raise BackendShutdownError(
                 f"backend {self.name!r} did not shut down within {deadline:g} seconds"
             ) from error
@@ -211,7 +209,7 @@ class BackendRunner:
     async def _abandon(self) -> None:
         self._on_abandoned()
         self.phase = Phase.CLOSING
-        self._flow.stop()
+        await self._flow.stop()
         failure: Exception | None = None
         try:
             await self._call_shutdown(wait=False)

@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from .discovery import load_observers
 from .errors import (
     DuplicateBackendError,
     DuplicateTaskError,
+    InvalidBackendError,
     SessionClosedError,
     SessionError,
     UnclosedSessionWarning,
@@ -43,6 +44,7 @@ log = get_logger(__name__)
 Transition = tuple[ComputeTask, TaskState, TaskState]
 _numbers = itertools.count(1)
 _GRACE: Final = 2.0  # seconds that tasks which cannot be stopped have to end by themselves when a session is canceled
+_LAST_REPORTS: Final = 0.1  # seconds, at least, in which the ends of tasks that were stopped are reported
 
 
 class _Phase(Enum):
@@ -95,6 +97,8 @@ class Session:
         self._waiters: list[_Waiter] = []
         self._observers = list(load_observers())
         self._observer_hooks = ObserverCaller(self._observers)
+        self._starting: asyncio.Task[None] | None = None
+        self._starters = 0  # callers that wait for the start
         self._closing: asyncio.Task[None] | None = None
         self._hurry: asyncio.Event | None = None  # set: stop waiting for tasks, cancel them
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -138,23 +142,42 @@ class Session:
             return self
         self._bind()
         self._refuse_if_closed()
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start(), name=f"rhapsody start {self.uid}")
+            self._starting.add_done_callback(_seen)
+        self._starters += 1
+        try:
+            await asyncio.shield(self._starting)
+        except asyncio.CancelledError:
+            if self._starters == 1:  # nobody else waits for this start
+                self._starting.cancel()
+                await asyncio.wait([self._starting])
+            raise
+        finally:
+            self._starters -= 1
+        self._refuse_if_closed()
+        return self
+
+    async def _start(self) -> None:
         starts = [asyncio.ensure_future(runner.start()) for runner in self._runners.values()]
+        problems: list[BaseException] = []
         try:
             await asyncio.wait(starts, return_when=asyncio.FIRST_EXCEPTION)
-            ended = [start.exception() for start in starts if start.done() and not start.cancelled()]
-            problems: list[BaseException] = [problem for problem in ended if problem is not None]
         except asyncio.CancelledError as interrupted:
-            problems = [interrupted]
+            problems.append(interrupted)
+        for start in starts:
+            if start.cancelled():
+                problems.append(SessionClosedError(f"session {self.uid} was closed while it started"))
+            elif start.done() and (problem := start.exception()) is not None:
+                problems.append(problem)
         if problems:
             await self._shut_down_backends(wait=False)
             await asyncio.gather(*starts, return_exceptions=True)  # seen: the first of them is raised
             self._phase = _Phase.CLOSED
             raise _with_notes(problems)
-        if self._phase is _Phase.NEW:
-            self._phase = _Phase.OPEN
-            self._finalizer = weakref.finalize(self, _at_exit, self.uid, list(self._runners.values()))
-            self._observe(self._observer_hooks.opened)
-        return self
+        self._phase = _Phase.OPEN
+        self._finalizer = weakref.finalize(self, _at_exit, self.uid, os.getpid(), list(self._runners.values()))
+        self._observer_hooks.opened(self)
 
     async def __aenter__(self) -> Self:
         """Start the backends."""
@@ -192,6 +215,7 @@ class Session:
         if self._closing is None:
             self._hurry = asyncio.Event()
             self._closing = asyncio.create_task(self._close(), name=f"rhapsody close {self.uid}")
+            self._closing.add_done_callback(_seen)
         assert self._hurry is not None
         if not wait:
             self._hurry.set()
@@ -214,7 +238,7 @@ class Session:
         self._phase = _Phase.CLOSED
         if self._finalizer is not None:
             self._finalizer.detach()
-        self._observe(self._observer_hooks.closed)
+        self._observer_hooks.closed(self)
         if problems:
             raise _with_notes(problems)
 
@@ -225,8 +249,9 @@ class Session:
         try:
             await asyncio.wait([drained, hurried], return_when=asyncio.FIRST_COMPLETED)
             if not drained.done():
+                until = time.monotonic() + _GRACE
                 await self.cancel_tasks(list(self._tasks.values()))
-                await asyncio.wait([drained], timeout=_GRACE)
+                await asyncio.wait([drained], timeout=max(_LAST_REPORTS, until - time.monotonic()))
             if not drained.done():
                 self._changed([(task, unended(task, self.uid)) for task in list(self._tasks.values())])
         finally:
@@ -255,8 +280,13 @@ class Session:
         """Hold on to the loop that the session belongs to, and to its backends."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
-            for runner in self._runners.values():
-                runner.backend.attach(self.uid)
+            try:
+                for runner in self._runners.values():
+                    runner.backend.attach(self.uid)
+            except InvalidBackendError:
+                for runner in self._runners.values():
+                    runner.backend.detach(self.uid)
+                raise
             self._loop = loop
         elif self._loop is not loop:
             raise SessionError(f"session {self.uid} belongs to another event loop; make a session in each loop")
@@ -321,7 +351,7 @@ class Session:
             except KeyError:
                 groups[runner] = [task]
         if self._observer_hooks.wants_transitions and routes:
-            self._tell([(task, TaskState.NEW, queued) for task, _ in routes])
+            self._observer_hooks.tasks_changed(self, [(task, TaskState.NEW, queued) for task, _ in routes])
         for runner, group in groups.items():
             runner.enqueue(group)
         return futures
@@ -415,7 +445,7 @@ class Session:
         if ended and self._waiters:
             self._wake(ended)
         if transitions:
-            self._tell(transitions)
+            self._observer_hooks.tasks_changed(self, transitions)
 
     def _wake(self, ended: list[str]) -> None:
         for waiter in self._waiters:
@@ -435,15 +465,6 @@ class Session:
         finally:
             self._waiters.remove(waiter)
 
-    def _tell(self, transitions: list[Transition]) -> None:
-        self._observe(lambda session: self._observer_hooks.tasks_changed(session, transitions))
-
-    def _observe(self, call: Callable[[Session], None]) -> None:
-        try:
-            call(self)
-        except Exception as error:  # an observer watches; what goes wrong in it is not the session's trouble
-            log.error("observer_failed", session=self.uid, exc_info=error)
-
 
 def _with_notes(problems: Sequence[BaseException]) -> BaseException:
     """Return the first of several errors, with the others as its notes."""
@@ -460,8 +481,16 @@ def _warn_unclosed(uid: str) -> None:
     )
 
 
-def _at_exit(uid: str, runners: list[BackendRunner]) -> None:
+def _seen(task: asyncio.Task[None]) -> None:
+    """Look at how a task ended: whoever waited for it may have gone."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _at_exit(uid: str, owner: int, runners: list[BackendRunner]) -> None:
     """Clean up after a session that nobody closed and whose loop is gone."""
+    if os.getpid() != owner:  # a process that the program forked: the session is not its own
+        return
     _warn_unclosed(uid)
     for runner in runners:
         with contextlib.suppress(Exception):  # the interpreter is ending: the others must have their turn
