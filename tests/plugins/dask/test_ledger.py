@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,8 +17,6 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 from rhapsody_dask.remote import Ledger, digest
-
-pytestmark = pytest.mark.engine("dask")
 ledger = Ledger(Path(sys.argv[1]))
 ledger.write(ledger.open(41), 41, digest("first"))
 ledger.write(ledger.open(42), 42, digest("second"))
@@ -50,3 +49,16 @@ def test_a_closed_ledger_leaves_no_file(tmp_path: Path) -> None:
 
 def test_a_ledger_lies_beside_the_folder_that_dask_deletes(tmp_path: Path) -> None:
     assert ledger_path(str(tmp_path / "worker-abc"), "token") == tmp_path / "rhapsody-token-worker-abc"
+
+
+def test_old_ledgers_whose_worker_is_gone_are_swept_away(tmp_path: Path) -> None:
+    old, used, young = (tmp_path / f"rhapsody-token-worker-{name}" for name in ("old", "used", "young"))
+    for path in (old, used, young):
+        path.touch()
+    for path in (old, used):
+        os.utime(path, (0, 0))
+    (tmp_path / "worker-used").mkdir()
+    Ledger(tmp_path / "rhapsody-token-worker-new")
+    assert not old.exists()
+    assert used.exists()
+    assert young.exists()

@@ -235,23 +235,18 @@ async def test_an_executable_that_fails_is_run_again(session: Session, tmp_path:
 async def test_the_cluster_is_as_it_was_when_the_session_is_over(
     cluster: LocalCluster, tmp_path: Path, until: Until
 ) -> None:
-    def left() -> list[str]:
-        scheduler = cluster.scheduler
-        return [
-            *scheduler.tasks,
-            *(name for name in scheduler.plugins if "rhapsody" in name),
-            *(topic for topic in scheduler._broker._topics if "rhapsody" in topic),
-            *(
-                path.name
-                for path in Path(next(iter(scheduler.workers.values())).local_directory).parent.glob("rhapsody-*")
-            ),
-        ]
+    scheduler = cluster.scheduler
+    scratch = Path(next(iter(scheduler.workers.values())).local_directory).parent
 
-    async with Session(backends=[DaskExecutionBackend(cluster=cluster)], work_dir=tmp_path) as session:
+    def left(uid: str) -> list[str]:
+        names = [*scheduler.tasks, *scheduler.plugins, *scheduler._broker._topics, *(p.name for p in scratch.iterdir())]
+        return [name for name in names if uid in name]
+
+    async with Session(backends=[DaskExecutionBackend(cluster=cluster)], work_dir=tmp_path, uid="tidy") as session:
         tasks = [ComputeTask(function=bytes, args=(size,)) for size in [*range(200), 300_000]]
         await ends(session, *tasks)
-        await until(lambda: not cluster.scheduler.tasks)  # released while the session is open
-        assert left()  # the plugin, the topic and the ledgers
-    await until(lambda: not left(), 10)
+        await until(lambda: not scheduler.tasks)  # released while the session is open
+        assert len(left("tidy")) == 4  # the plugin, the topic and two ledgers
+    assert left("tidy") == []
     assert cluster.status.name == "running"
     assert not list(tmp_path.iterdir())

@@ -132,7 +132,8 @@ class Flight:
             self._context.log.warning("versions_differ", detail=text)
             self._context.loop.call_soon_threadsafe(warnings.warn, text, RuntimeWarning)
         if self._own:
-            self._do(self._client.run(remote.ignore_interrupts, os.getpid(), workers=[worker.address], on_error="ignore"))
+            run = self._client.run
+            self._do(run(remote.ignore_interrupts, os.getpid(), workers=[worker.address], on_error="ignore"))
 
     def _left(self, address: str) -> None:
         self._set_workers({key: worker for key, worker in self.workers.items() if key != address})

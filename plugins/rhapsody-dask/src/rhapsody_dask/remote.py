@@ -38,6 +38,8 @@ EVENT_LIMIT: Final = 128 * 1024  # bytes; a larger frame travels as the unit's r
 REPORT_EVERY: Final = 0.05  # seconds: what has ended is held back at most this long
 REMEMBERED: Final = 4096  # units that a worker remembers, more than a client has in flight on one
 
+STALE: Final = 24 * 3600.0  # seconds
+
 _RECORD: Final = struct.Struct("<Q8s")  # number of a unit, digest of the task that it is at
 
 
@@ -52,6 +54,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
+        sweep(path.parent)
         self._path = path
         with path.open("wb+") as file:
             file.truncate(_RECORD.size * REMEMBERED)
@@ -73,6 +76,17 @@ class Ledger:
         """Remove the file."""
         self._map.close()
         self._path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the ledgers of sessions that ended too abruptly to do so: old ones, whose worker's own folder is gone."""
+    for path in folder.glob("rhapsody-*-worker-*"):
+        worker = path.name.rpartition("-worker-")[2]
+        try:
+            if time.time() - path.stat().st_mtime > STALE and not (folder / f"worker-{worker}").exists():
+                path.unlink()
+        except OSError:  # somebody else was faster, or it belongs to somebody else
+            continue
 
 
 def digest(uid: str) -> bytes:
