@@ -4,10 +4,12 @@
     from rhapsody.testing import BackendConformanceTests
     from my_package.backend import MyBackend
 
+    @pytest.fixture(scope="class")
+    def new_backend():
+        return lambda: MyBackend(resources={"workers": 2})
+
     class TestMyBackend(BackendConformanceTests):
-        @pytest.fixture(scope="class")
-        def new_backend(self):
-            return lambda: MyBackend(resources={"workers": 2})
+        title = "mine"
 
 It needs pytest and psutil: `pip install rhapsody-core[testing]`. Nothing is imported before it is used, for pytest loads
 `rhapsody.testing.plugin` at every start.

@@ -1,14 +1,19 @@
 """The pytest plugin: marks the tests of the suite, and ends the run with a table of what each backend has proven.
 
-pytest loads this at every start, in every environment where rhapsody-core is installed: it imports nothing else.
+pytest loads this at every start, in every environment where rhapsody-core is installed: it imports nothing more.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Callable, Iterator
+
+    from ..backends.base import ExecutionBackend
+    from .rig import Rig
 
 _KEY = "rhapsody_conformance"  # of the property that a test of the suite carries into its report
 
@@ -26,7 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the suite's marker, and collect its results."""
     config.addinivalue_line(
-        "markers", "rhapsody_restart: a conformance test that starts the backend's engine anew (deselect while you work)"
+        "markers",
+        "rhapsody_restart: a conformance test that starts the backend's engine anew (deselect while you work)",
     )
     config.pluginmanager.register(_Results(), "rhapsody_conformance_results")
 
@@ -37,6 +43,20 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     if about is not None:
         owner = item.cls  # type: ignore[attr-defined]  # a method has one
         item.user_properties.append((_KEY, {**about, "backend": owner.title or owner.__name__}))
+
+
+@pytest.fixture(scope="class")
+def rhapsody_rig(
+    request: pytest.FixtureRequest,
+    new_backend: Callable[[], ExecutionBackend],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Rig]:
+    """Give the conformance suite what drives the author's backend: one loop and one session for a class of tests."""
+    from .rig import marked_rig
+
+    suite: Any = request.cls
+    with marked_rig(new_backend, tmp_path_factory.mktemp("conformance"), suite.patience) as rig:
+        yield rig
 
 
 class _Results:

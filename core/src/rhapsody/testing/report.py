@@ -32,9 +32,7 @@ def summarize(found: Iterable[tuple[Mapping[str, Any], str, str]]) -> dict[str, 
     grouped: dict[str, dict[str, list[tuple[Mapping[str, Any], str, str]]]] = {}
     for about, outcome, why in found:
         grouped.setdefault(str(about["backend"]), {}).setdefault(str(about["proves"]), []).append((about, outcome, why))
-    return {
-        backend: [{"what": what, **_row(ends)} for what, ends in rows.items()] for backend, rows in grouped.items()
-    }
+    return {backend: [{"what": what, **_row(ends)} for what, ends in rows.items()] for backend, rows in grouped.items()}
 
 
 def _row(ends: list[tuple[Mapping[str, Any], str, str]]) -> Row:

@@ -1,0 +1,232 @@
+"""The part of the suite about canceling tasks, in every state."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import TaskCanceledError
+from ..events import CancelResult
+from ..states import TaskState
+from ..task import ComputeTask
+from . import tasks
+from ._base import SuitePart, conforms
+from .rig import Gate, Rig, check, must_be
+
+_KEPT = (CancelResult.NEVER_STARTED, CancelResult.STOPPED)
+
+
+class CancelTests(SuitePart):
+    """What holds for every backend when its tasks are canceled."""
+
+    @conforms("cancels waiting tasks")
+    async def test_what_is_said_of_a_canceled_waiting_task_is_true(self, rig: Rig) -> None:
+        """NEVER_STARTED means that it never runs; CANNOT_STOP that it keeps its real end."""
+        life = await rig.shared()
+        with rig.gate() as gate:
+            blockers = [gate.task(f"b{number}", rig.capabilities) for number in range(life.slots)]
+            await rig.submit(blockers, life)
+            await rig.until(lambda: gate.began(), "no worker began any of the tasks")
+            victims = [_signing(rig, gate, f"v{number}") for number in range(6)]
+            await rig.submit(victims, life)
+            told = await rig.cancel(victims, life)
+            gate.open()
+            await rig.ended([*blockers, *victims], life)
+            await asyncio.sleep(0.1)  # for runs that should not be
+            for number, task in enumerate(victims):
+                ran = (gate.folder / f"v{number}").exists()
+                result = told[task.uid]
+                if result is CancelResult.NEVER_STARTED:
+                    must_be(task, TaskState.CANCELED, "a task of which cancel says NEVER_STARTED")
+                    check(
+                        not ran, "cancel said NEVER_STARTED of a task that ran all the same; take it out of the queue"
+                    )
+                elif result is CancelResult.CANNOT_STOP:
+                    must_be(task, TaskState.DONE, "a task of which cancel says CANNOT_STOP")
+                    check(ran, "cancel said CANNOT_STOP of a task that is DONE and never ran")
+                else:
+                    check(result in CancelResult, f"cancel said {result!r} of a task that waited")
+        for task in blockers:
+            must_be(task, TaskState.DONE, "a task that ran while others were canceled")
+
+    @conforms("cancels waiting tasks")
+    async def test_canceling_thousands_of_waiting_tasks_leaves_the_running_ones_alone(self, rig: Rig) -> None:
+        """What waits is gone at once, what runs ends as it would have."""
+        life = await rig.shared()
+        with rig.gate() as gate:
+            runs = [gate.task(f"r{number}", rig.capabilities) for number in range(life.slots)]
+            await rig.submit(runs, life)
+            await rig.until(lambda: gate.began(), "no worker began any of the tasks")
+            waits = [_signing(rig, gate, "book") for _ in range(min(2000, self.many))]
+            await rig.submit(waits, life)
+            told = await rig.cancel(waits, life)
+            gate.open()
+            await rig.ended([*runs, *waits], life)
+            ran = len((gate.folder / "book").read_text().splitlines()) if (gate.folder / "book").exists() else 0
+        done = sum(task.state is TaskState.DONE for task in waits)
+        check(ran == done, f"{ran} of {len(waits)} canceled tasks ran, and {done} are DONE")
+        stopped = sum(result in _KEPT for result in told.values())
+        check(
+            stopped == len(waits) - done,
+            f"cancel said of {stopped} of {len(waits)} waiting tasks that they will not run, and {done} ran",
+        )
+        for task in runs:
+            must_be(task, TaskState.DONE, "a task that ran while the waiting ones were canceled")
+
+    @conforms("stops a running function", needs="functions cancel_functions")
+    async def test_a_running_function_is_stopped(self, rig: Rig) -> None:
+        """It is CANCELED, it does run no more, and its slot is free again."""
+        life = await rig.shared()
+        with rig.gate() as gate:
+            task = ComputeTask(function=tasks.beat, args=(str(gate.folder), "f"))
+            await rig.submit([task], life)
+            heart = gate.folder / "f.beat"
+            await rig.until(heart.exists, "no worker began the function")
+            told = (await rig.cancel([task], life))[task.uid]
+            check(
+                told is CancelResult.STOPPED and task.state is TaskState.CANCELED,
+                f"the backend declares cancel_functions; cancel said {told} of a running function, which is {task.state}. "
+                f"Stop it in rhapsody_cancel, report Outcome(CANCELED) and return STOPPED",
+            )
+            check(isinstance(task.exception, TaskCanceledError), f"its exception is {task.exception!r}")
+            await _stands_still(rig, heart, "a function that cancel said was STOPPED still runs")
+        for number in range(2 * life.slots):
+            after = await rig.one(function=tasks.same, args=(number,))
+            must_be(after, TaskState.DONE, "a task after another was stopped")
+
+    @conforms("stops a running function", needs="functions", lacks="cancel_functions")
+    async def test_a_running_function_that_cannot_be_stopped_keeps_its_end(self, rig: Rig) -> None:
+        """Cancel says CANNOT_STOP, the task is DONE with its result."""
+        life = await rig.shared()
+        with rig.gate() as gate:
+            task = gate.function("f")
+            await rig.submit([task], life)
+            await rig.until(lambda: gate.began(), "no worker began the function")
+            told = (await rig.cancel([task], life))[task.uid]
+            check(
+                told is CancelResult.CANNOT_STOP,
+                f"the backend does not declare cancel_functions, and cancel said {told} of a running function; declare "
+                f"it if it is so, else return CANNOT_STOP and report its real end",
+            )
+            gate.open()
+            await rig.ended([task], life)
+        must_be(task, TaskState.DONE, "a function of which cancel said CANNOT_STOP")
+        check(task.return_value == "f", f"it returned 'f', and return_value is {task.return_value!r}")
+
+    @conforms("stops a running executable", needs="executables cancel_executables")
+    async def test_a_running_executable_and_its_children_are_stopped(self, rig: Rig) -> None:
+        """The whole process group is gone, also one that ignores SIGTERM."""
+        life = await rig.shared()
+        with rig.gate() as gate:
+            plain = gate.executable("plain", before='sleep 300 & echo $! > "$1/child";')
+            deaf = gate.executable("deaf", before="trap '' TERM;")
+            batch = [plain, deaf] if life.slots > 1 else [plain]
+            await rig.submit(batch, life)
+            await rig.until(lambda: len(gate.began()) == len(batch), "the executables did not begin")
+            pids = [gate.pid(name) for name in sorted(gate.began())] + [int((gate.folder / "child").read_text())]
+            told = await rig.cancel(batch, life)
+            for task in batch:
+                check(
+                    told[task.uid] is CancelResult.STOPPED and task.state is TaskState.CANCELED,
+                    f"the backend declares cancel_executables; cancel said {told[task.uid]} of a running executable, "
+                    f"which is {task.state}. Stop it in rhapsody_cancel (rhapsody.worker.stop does in the worker's "
+                    f"process), report Outcome(CANCELED) and return STOPPED",
+                )
+            await rig.until(
+                lambda: not any(_lives(pid) for pid in pids),
+                lambda: (
+                    f"executables that cancel said were STOPPED still run, or their children do: processes "
+                    f"{[pid for pid in pids if _lives(pid)]}; signal the process group, and SIGKILL what ignores SIGTERM"
+                ),
+            )
+        after = await rig.one(executable="/bin/sh", arguments=["-c", "true"])
+        must_be(after, TaskState.DONE, "an executable after another was stopped")
+
+    @conforms("stops a running executable", needs="executables", lacks="cancel_executables")
+    async def test_a_running_executable_that_cannot_be_stopped_keeps_its_end(self, rig: Rig) -> None:
+        """Cancel says CANNOT_STOP, the task is DONE."""
+        life = await rig.shared()
+        with rig.gate() as gate:
+            task = gate.executable("e")
+            await rig.submit([task], life)
+            await rig.until(lambda: gate.began(), "no worker began the executable")
+            told = (await rig.cancel([task], life))[task.uid]
+            check(
+                told is CancelResult.CANNOT_STOP,
+                f"the backend does not declare cancel_executables, and cancel said {told} of a running executable; "
+                f"declare it if it is so, else return CANNOT_STOP and report its real end",
+            )
+            gate.open()
+            await rig.ended([task], life)
+        must_be(task, TaskState.DONE, "an executable of which cancel said CANNOT_STOP")
+
+    @conforms("cancels in every state")
+    async def test_a_task_that_has_ended_keeps_its_end(self, rig: Rig) -> None:
+        """Cancel says TOO_LATE."""
+        life = await rig.shared()
+        task = _quick(rig, 0)
+        await rig.finish([task], life)
+        told = (await rig.cancel([task], life))[task.uid]
+        check(told is CancelResult.TOO_LATE, f"cancel said {told} of a task that had ended")
+        must_be(task, TaskState.DONE, "a task that is canceled after its end")
+
+    @conforms("cancels in every state")
+    async def test_cancel_in_the_middle_of_many_ends_each_task_once(self, rig: Rig) -> None:
+        """Whatever moment cancel meets, what it says of a task is what became of it."""
+        life = await rig.shared()
+        count = min(300, self.many) if rig.capabilities.functions else 40
+        batch = [_quick(rig, number) for number in range(count)]
+        await rig.submit(batch, life)
+        told: dict[str, CancelResult] = {}
+        for start in range(0, count, 20):
+            told |= await rig.cancel(batch[start : start + 10], life)
+        await rig.ended(batch, life)
+        for number, task in enumerate(batch):
+            result = told.get(task.uid)
+            wanted = TaskState.CANCELED if result in _KEPT else TaskState.DONE
+            check(
+                task.state is wanted,
+                f"task number {number} of {count} was {'not canceled' if result is None else f'told {result}'}, and ended "
+                f"{task.state}; cancel what is asked for, and nothing else",
+            )
+
+
+def _quick(rig: Rig, number: int) -> ComputeTask:
+    if rig.capabilities.functions:
+        return ComputeTask(function=tasks.same, args=(number,))
+    return ComputeTask(executable="/bin/sh", arguments=["-c", "true"])
+
+
+def _signing(rig: Rig, gate: Gate, name: str) -> ComputeTask:
+    """Return a task that leaves a line in a file if it runs."""
+    if rig.capabilities.functions:
+        return ComputeTask(function=tasks.sign, args=(str(gate.folder), name))
+    return ComputeTask(executable="/bin/sh", arguments=["-c", 'echo ran >> "$1"', "sh", str(gate.folder / name)])
+
+
+async def _stands_still(rig: Rig, heart: Path, otherwise: str) -> None:
+    """Wait until a file is no longer written to for thirty times the beat."""
+    seen = heart.read_text()
+    still = 0
+
+    def no_beat() -> bool:
+        nonlocal seen, still
+        now = heart.read_text()
+        still = still + 1 if now == seen else 0
+        seen = now
+        return still > 30
+
+    look: Callable[[], bool] = no_beat
+    await rig.until(look, otherwise)
+
+
+def _lives(pid: int) -> bool:
+    import psutil
+
+    try:
+        os.kill(pid, 0)
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False

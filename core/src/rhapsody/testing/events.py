@@ -1,0 +1,156 @@
+"""The part of the suite about what a backend reports: states, order, exactly one end, many tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .._marker import hookimpl
+from ..states import TaskState
+from ..task import ComputeTask
+from . import tasks
+from ._base import SuitePart, conforms
+from .rig import Rig, check, must_be
+
+if TYPE_CHECKING:
+    from ..session import Transition
+
+_CLOCKS = 1.0  # seconds that the clocks of two machines may differ
+
+
+class EventTests(SuitePart):
+    """What holds for the reports of every backend."""
+
+    @conforms("states in order")
+    async def test_running_means_that_a_worker_runs_it(self, rig: Rig) -> None:
+        """A task is never RUNNING while it waits in the engine's queue; start reports are optional, true ones not."""
+        life = await rig.shared()
+        with rig.gate() as gate:
+            names = [f"t{number}" for number in range(life.slots + 4)]
+            batch = [gate.task(name, rig.capabilities) for name in names]
+            await rig.submit(batch, life)
+            await rig.until(lambda: len(gate.began()) >= 1, "no worker began any of the tasks")
+            await asyncio.sleep(0.2)  # for reports that should not come
+
+            def liars() -> list[str]:
+                began = gate.began()
+                return [
+                    name
+                    for name, task in zip(names, batch, strict=True)
+                    if task.state is TaskState.RUNNING and name not in began
+                ]
+
+            await rig.until(
+                lambda: not liars(),
+                lambda: (
+                    f"{len(liars())} tasks are RUNNING that no worker has begun (slots: {life.slots}); put Started into the "
+                    f"channel when a worker begins the task, not when the engine takes it, or leave it out"
+                ),
+            )
+            gate.open()
+            await rig.ended(batch, life)
+        for task in batch:
+            must_be(task, TaskState.DONE, "a task that waited for a gate")
+
+    @conforms("states in order")
+    async def test_states_and_times_only_go_forward(self, rig: Rig) -> None:
+        """QUEUED, perhaps RUNNING, one final state; and the times that are told are in that order."""
+        life = await rig.shared()
+        recorder = _Recorder()
+        life.session.observe(recorder)
+        batch = _quick(rig, 50)
+        await rig.finish(batch, life)
+        for task in batch:
+            path = recorder.path(task)
+            check(
+                path in (["QUEUED", "DONE"], ["QUEUED", "RUNNING", "DONE"]),
+                f"task {task.uid} went through {path}; a task that succeeds is QUEUED, RUNNING (once or never), DONE",
+            )
+            times = [moment for moment in (task.submitted_at, task.started_at, task.ended_at) if moment is not None]
+            check(
+                all(late - early > -_CLOCKS for early, late in zip(times, times[1:], strict=False)),
+                f"task {task.uid} was submitted, started and ended at {times}, in seconds since the epoch; give "
+                f"Outcome.started_at and ended_at by time.time()",
+            )
+
+    @conforms("many tasks")
+    async def test_tasks_of_several_submitters_all_end(self, rig: Rig) -> None:
+        """Ten coroutines submit to one session at the same time."""
+        life = await rig.shared()
+
+        async def submitter() -> Sequence[ComputeTask]:
+            batches = []
+            for _ in range(4):
+                batches.append(_quick(rig, 5))
+                await life.session.submit_tasks(batches[-1])
+                await asyncio.sleep(0)
+            return [task for batch in batches for task in batch]
+
+        batch = [task for part in await asyncio.gather(*(submitter() for _ in range(10))) for task in part]
+        await rig.ended(batch, life)
+        for task in batch:
+            must_be(task, TaskState.DONE, "a task of one of ten submitters")
+
+    @conforms("many tasks", needs="functions executables")
+    async def test_functions_and_executables_run_side_by_side(self, rig: Rig) -> None:
+        """Mixed in one list, each gets its own kind of result."""
+        batch = [
+            ComputeTask(executable="echo", arguments=[number])
+            if number % 3 == 0
+            else ComputeTask(function=tasks.same, args=(number,))
+            for number in range(30)
+        ]
+        await rig.finish(batch)
+        for number, task in enumerate(batch):
+            got = task.stdout if number % 3 == 0 else task.return_value
+            check(
+                got == (f"{number}\n" if number % 3 == 0 else number),
+                f"task number {number} of a mixed list gave {got!r} and ended {task.state}",
+            )
+
+    @conforms("back-pressure: 10,000 tasks")
+    async def test_ten_thousand_tasks_all_end_once(self, rig: Rig) -> None:
+        """Submitted at once, each ends with its own result, and the backend holds no more than it asked for."""
+        count = self.many if rig.capabilities.functions else min(self.many, 200)
+        batch = _quick(rig, count)
+        life = await rig.submit(batch)
+        await rig.ended(batch, life)
+        wrong = [task for task in batch if task.state is not TaskState.DONE]
+        check(
+            not wrong,
+            f"{len(wrong)} of {count} tasks did not end DONE; the first ended {wrong[0].state if wrong else ''}",
+        )
+        if rig.capabilities.functions:
+            mixed = [number for number, task in enumerate(batch) if task.return_value != number]
+            check(not mixed, f"{len(mixed)} of {count} tasks have another's result, the first is number {mixed[:1]}")
+        check(life.is_open, "the session ended by itself")
+
+    @conforms("exactly one end")
+    async def test_every_report_keeps_the_contract(self, rig: Rig) -> None:
+        """Nothing was reported twice, for a stranger, or after the end: in this test and all before it."""
+        await rig.finish(_quick(rig, min(1000, self.many) if rig.capabilities.functions else 50))
+        await asyncio.sleep(0.2)  # for reports that should not come
+        faults = rig.faults()
+        check(not faults, f"core had to drop reports of the backend:\n{faults}")
+
+
+def _quick(rig: Rig, count: int) -> list[ComputeTask]:
+    if rig.capabilities.functions:
+        return [ComputeTask(function=tasks.same, args=(number,)) for number in range(count)]
+    return [ComputeTask(executable="/bin/sh", arguments=["-c", "true"]) for _ in range(count)]
+
+
+class _Recorder:
+    """An observer that keeps the way of each task."""
+
+    def __init__(self) -> None:
+        self._ways: dict[str, list[str]] = {}
+
+    @hookimpl
+    def rhapsody_tasks_changed(self, transitions: Sequence[Transition]) -> None:
+        for task, _, new in transitions:
+            self._ways.setdefault(task.uid, []).append(new.value)
+
+    def path(self, task: ComputeTask) -> list[str]:
+        return self._ways.get(task.uid, [])
