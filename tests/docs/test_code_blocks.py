@@ -1,0 +1,86 @@
+"""What the documentation shows is run."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .pages import ROOT, Block, blocks, name_of, needs, pages
+
+RUNNER = Path(__file__).with_name("notebook.py")
+WITH_PYTHON = [page for page in pages() if any(block.language == "python" for block in blocks(page))]
+COMMANDS = [
+    (block, line.removeprefix("$ "))
+    for page in pages()
+    for block in blocks(page)
+    if block.language == "console" and block.reason is None
+    for line in block.text.splitlines()
+    if line.startswith("$ rhapsody ")
+]
+
+
+def _marks(page: Path) -> list[pytest.MarkDecorator]:
+    engines = needs(page)
+    marks = [pytest.mark.engine(engine) for engine in engines]
+    return [*marks, pytest.mark.slow, pytest.mark.timeout(300)] if engines else marks
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("RHAPSODY_")}
+    return settings | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder)}
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page), marks=_marks(page)) for page in WITH_PYTHON])
+def test_every_block_of_python_in_the_page_runs(page: Path, tmp_path: Path) -> None:
+    run = [vars(block) for block in blocks(page) if block.language == "python" and block.reason is None]
+    if not run:
+        pytest.skip("every block of this page says why it is not run")
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", str(RUNNER)],
+        input=json.dumps(run),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=_environment(tmp_path),
+        timeout=240,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in WITH_PYTHON])
+def test_every_block_of_python_compiles_and_one_that_is_not_run_says_why(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            compile(block.text, f"{block.page}:{block.line}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        assert block.reason != "", f"{block.page}:{block.line} gives no reason for not being run"
+
+
+@pytest.mark.parametrize(
+    ("block", "command"), [pytest.param(*case, id=f"{case[0].page}: {case[1]}") for case in COMMANDS]
+)
+def test_every_command_that_the_documentation_shows_succeeds(block: Block, command: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=_environment(tmp_path),
+        timeout=100,
+    )
+    assert done.returncode == 0, f"{block.page}:{block.line}\n{done.stdout}\n{done.stderr}"
+    assert done.stdout.strip()
+    assert not list(tmp_path.glob("rhapsody.*")), "a command leaves files in the current directory"
+
+
+def test_the_documentation_is_found() -> None:
+    names = {name_of(page) for page in WITH_PYTHON}
+    assert {"README.md", "docs/tutorial/first-ensemble.md", "docs/how-to/executables.md"} <= names
+    assert len(COMMANDS) >= 5
+    assert (ROOT / "docs" / "conf.py").exists()
