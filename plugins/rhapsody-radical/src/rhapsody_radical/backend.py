@@ -42,6 +42,7 @@ if not catalogue.installed():
 
 BULK: Final = 1024  # executables that are given to RADICAL-Pilot in one call
 UNITS_PER_SLOT: Final = 2  # one that runs, and one that waits at the agent for the slot to be free
+LOCAL_TIME: Final = 300.0  # seconds that a pilot on this machine may take: 20 on a quiet one, and many times that on a busy one
 QUEUE_TIME: Final = 24 * 3600.0  # seconds that a pilot may wait in the queue of a batch system
 _ODD: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -78,7 +79,7 @@ class RadicalExecutionBackend(ExecutionBackend):
     ) -> None:
         super().__init__(name, batching=batching)
         self.request = read_resources(resources, catalogue.machines())
-        self.deadlines = Deadlines(init=120.0 if self.request.local else QUEUE_TIME)
+        self.deadlines = Deadlines(init=LOCAL_TIME if self.request.local else QUEUE_TIME)
         if not self.request.shared_files:
             self.capabilities = attrs.evolve(self.capabilities, functions=False)
         self._context: BackendContext | None = None
@@ -138,10 +139,12 @@ class RadicalExecutionBackend(ExecutionBackend):
     @hookimpl
     def rhapsody_submit(self, batch: TaskBatch) -> Awaitable[None] | None:
         """Give a batch to the pilot: executables as they are, functions as one unit."""
-        if all(task.function is None and task.stdin is None for task in batch.tasks):
-            self._submit_executables(batch, batch.tasks)
-            return None
-        return asyncio.to_thread(self._submit_with_files, batch)
+        if batch.tasks[0].function is not None:
+            return asyncio.to_thread(self._submit_unit, batch)
+        if any(task.stdin is not None for task in batch.tasks):
+            return asyncio.to_thread(self._submit_executables, batch)
+        self._submit_executables(batch)
+        return None
 
     @hookimpl
     async def rhapsody_cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
@@ -174,11 +177,10 @@ class RadicalExecutionBackend(ExecutionBackend):
 
     # -- tasks go down -----------------------------------------------------------------------------------------------
 
-    def _submit_executables(self, batch: TaskBatch, tasks: Sequence[ComputeTask]) -> None:
-        assert self._ledger is not None
+    def _submit_executables(self, batch: TaskBatch) -> None:
         entries: list[Held] = []
         descriptions: list[dict[str, Any]] = []
-        for task in tasks:
+        for task in batch.tasks:
             uid = self._next_uid()
             try:
                 described = description.describe_executable(task, uid, self.name, self._stdin_of(task, uid))
@@ -189,23 +191,18 @@ class RadicalExecutionBackend(ExecutionBackend):
             entries.append(Held(uid, batch, [task]))
         self._send(entries, descriptions)
 
-    def _submit_with_files(self, batch: TaskBatch) -> None:
-        functions = [task for task in batch.tasks if task.function is not None]
-        executables = [task for task in batch.tasks if task.function is None]
-        if executables:
-            self._submit_executables(batch, executables)
-        if functions:
-            self._submit_unit(batch, functions)
-
-    def _submit_unit(self, batch: TaskBatch, tasks: list[ComputeTask]) -> None:
+    def _submit_unit(self, batch: TaskBatch) -> None:
         assert self._context is not None
         uid = self._next_uid()
         folder = self._folder / "units" / uid
+        payload = batch.encode()
+        if not batch.shipped:
+            return
         folder.mkdir()
-        (folder / unit.PAYLOAD).write_bytes(batch.encode())
+        (folder / unit.PAYLOAD).write_bytes(payload)
         command = [sys.executable, "-m", "rhapsody_radical.unit", str(folder), self._context.session]
-        alone = tasks[0] if len(tasks) == 1 else None
-        self._send([Held(uid, batch, tasks, folder)], [description.describe_unit(command, uid, alone)])
+        alone = batch.tasks[0] if len(batch) == 1 else None
+        self._send([Held(uid, batch, list(batch.shipped), folder)], [description.describe_unit(command, uid, alone)])
 
     def _stdin_of(self, task: ComputeTask, uid: str) -> str | None:
         if task.stdin is None:
@@ -261,10 +258,10 @@ class RadicalExecutionBackend(ExecutionBackend):
             "FAILED": "failed",
             "CANCELED": "was canceled by somebody else",
         }.get(state, "is gone: the process that held RADICAL-Pilot ended")
-        text = f"backend {self.name!r}: the pilot on {self.request.description['resource']} {how}"
-        text += f" (files in {self._folder})" + (f"\n{reason}" if reason else "")
+        text = f"the pilot on {self.request.description['resource']} {how} (files in {self._folder})"
+        text += f"\n{reason}" if reason else ""
         self._started(BackendStartError(text))
-        self._put([BackendLost(PilotLostError(text))])
+        self._put([BackendLost(PilotLostError(f"backend {self.name!r}: {text}"))])
 
     def _started(self, error: Exception | None) -> None:
         assert self._context is not None

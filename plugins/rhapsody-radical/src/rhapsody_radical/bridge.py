@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -26,7 +27,9 @@ EXECUTING: Final = "AGENT_EXECUTING"
 FINAL: Final = frozenset({"DONE", "FAILED", "CANCELED"})
 CANCEL_WITHIN: Final = 5.0  # seconds for the pilot to end when it is asked to
 _TAIL: Final = 4096  # bytes of each of the pilot's error files that travel with its failure
-_ERROR_FILES: Final = ("bootstrap_0.err", "agent_0.err", "agent_0.out", "bootstrap_0.out")
+_LINES: Final = 12  # of each of them, at most
+_ERROR_FILES: Final = ("bootstrap_0.err", "bootstrap_0.out", "agent_0.err")
+_NOISE: Final = re.compile(r"\s*$|[#\s-]*$|[-dl][rwxst-]{9}\s|total \d+$")  # rulers, and a listing of the folder
 
 
 class Closed(Exception):
@@ -126,13 +129,12 @@ class Bridge:
         said = []
         for name in _ERROR_FILES:
             try:
-                text = (self._pilot_files / name).read_bytes()[-_TAIL:].decode("utf-8", "replace").strip()
+                text = (self._pilot_files / name).read_bytes()[-_TAIL:].decode("utf-8", "replace")
             except OSError:  # the pilot did not get that far
                 continue
-            if text:
-                said.append(f"{self._pilot_files / name}:\n{text}")
-            if len(said) == 2:
-                break
+            lines = [line for line in text.splitlines() if not _NOISE.match(line)]
+            if lines:
+                said.append("\n".join([f"{self._pilot_files / name}:", *lines[-_LINES:]]))
         return "\n".join(said)
 
     def _on_tasks(self, tasks: Any, state: str | None = None) -> None:

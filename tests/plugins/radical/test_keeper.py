@@ -1,0 +1,134 @@
+"""The process that lets nothing of RADICAL-Pilot survive, with a client that only behaves like it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import rhapsody_radical.keeper
+
+from .conftest import wait_until
+
+KEEPER = rhapsody_radical.keeper.__file__
+# Starts a daemon, as RADICAL-Pilot does: orphaned, in a session of its own, and deaf to SIGTERM.
+CLIENT = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+%s
+"""
+LIVES_ON = "time.sleep(600)"
+
+Start = Callable[..., tuple[subprocess.Popen[str], int, psutil.Process]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a keeper over a client. Returns it, the lifeline, and the client's daemon."""
+    opened: list[int] = []
+    keepers: list[subprocess.Popen[str]] = []
+
+    def run(then: str, sid: str = "no.such.session") -> tuple[subprocess.Popen[str], int, psutil.Process]:
+        reader, lifeline = os.pipe()
+        opened.append(lifeline)
+        command = [sys.executable, "-I", "-S", KEEPER, str(reader), sid, "--", sys.executable, "-c", CLIENT % then]
+        keeper = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=(reader,), start_new_session=True)
+        os.close(reader)
+        keepers.append(keeper)
+        assert keeper.stdout is not None
+        return keeper, lifeline, psutil.Process(int(keeper.stdout.readline()))
+
+    yield run
+    for keeper in keepers:
+        for process in psutil.Process(keeper.pid).children(recursive=True) if keeper.poll() is None else []:
+            process.kill()
+        keeper.kill()
+        keeper.wait()
+        assert keeper.stdout is not None
+        keeper.stdout.close()
+    for fd in opened:
+        os.close(fd)
+
+
+def test_a_daemon_does_not_outlive_the_client_that_left_it(start: Start) -> None:
+    keeper, _, daemon = start("")
+    assert keeper.wait(30) == 0
+    assert not daemon.is_running()
+
+
+def test_a_daemon_does_not_outlive_a_client_that_was_killed(start: Start) -> None:
+    keeper, _, daemon = start("os.kill(os.getpid(), signal.SIGKILL)")
+    keeper.wait(30)
+    assert not daemon.is_running()
+
+
+def test_everything_ends_at_once_when_the_parent_says_so(start: Start) -> None:
+    keeper, lifeline, daemon = start("signal.signal(signal.SIGTERM, signal.SIG_IGN); " + LIVES_ON)
+    os.write(lifeline, b"!")
+    keeper.wait(30)
+    assert not daemon.is_running()
+
+
+def test_the_client_is_asked_to_close_when_the_keeper_gets_sigterm(start: Start) -> None:
+    keeper, _, daemon = start("signal.signal(signal.SIGTERM, lambda *_: (print('closed', flush=True), sys.exit()));" + LIVES_ON)
+    keeper.terminate()
+    keeper.wait(30)
+    assert keeper.stdout is not None
+    assert keeper.stdout.read() == "closed\n"
+    assert not daemon.is_running()
+
+
+def test_nothing_outlives_a_parent_that_was_killed() -> None:
+    parent = (
+        "import os, subprocess, sys, time\n"
+        "r, w = os.pipe()\n"
+        f"subprocess.Popen([sys.executable, '-I', '-S', {KEEPER!r}, str(r), 'no.such.session', '--',"
+        f" sys.executable, '-c', {CLIENT % LIVES_ON!r}], pass_fds=(r,), start_new_session=True)\n"
+        "os.close(r)\n"
+        "if os.fork() == 0:\n"  # holds the lifeline open, as a forked worker of the user's would
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(600)\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pids = [int(process.stdout.readline()), int(process.stdout.readline())]
+    started = [psutil.Process(pid) for pid in pids]
+    children = psutil.Process(process.pid).children(recursive=True)
+    holder = next(child for child in children if child.pid in pids and child.ppid() == process.pid)
+    try:
+        process.kill()
+        process.wait()
+        wait_until(lambda: not any(p.is_running() for p in started if p != holder), "the end of the daemon", 60)
+    finally:
+        holder.kill()
+        process.stdout.close()
+
+
+def test_what_lies_about_among_temporary_files_is_removed(start: Start) -> None:
+    sid = f"rp.test.{uuid.uuid4().hex}"
+    mine, others = (Path(tempfile.gettempdir()) / f"rp.agent_cfg.{uuid.uuid4().hex}" for _ in range(2))
+    folder = Path(tempfile.gettempdir()) / sid
+    try:
+        mine.write_text(f'{{"sid": "{sid}"}}')
+        others.write_text('{"sid": "rp.session.of.others"}')
+        folder.mkdir()
+        keeper, _, _ = start("", sid)
+        keeper.wait(30)
+        assert (mine.exists(), folder.exists(), others.exists()) == (False, False, True)
+    finally:
+        others.unlink()
