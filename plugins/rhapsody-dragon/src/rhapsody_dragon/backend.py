@@ -35,6 +35,7 @@ class DragonBackend(ExecutionBackend):
         self._context: BackendContext | None = None
         self._runtime: runtime.DragonRuntime | None = None
         self._acquiring: asyncio.Future[runtime.DragonRuntime] | None = None
+        self._starting: asyncio.Future[None] | None = None
         self._give_up = threading.Event()
         self._forget: Callable[[], None] = lambda: None
 
@@ -46,7 +47,8 @@ class DragonBackend(ExecutionBackend):
         # Shielded: a thread cannot be interrupted, and what it acquires must reach `_close`, which waits for it.
         self._runtime = await asyncio.shield(self._acquiring)
         self._forget = self._runtime.on_lost(self._on_lost)
-        await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._start, self._runtime)))
+        self._starting = asyncio.ensure_future(asyncio.to_thread(self._start, self._runtime))
+        await asyncio.shield(self._starting)
 
     def _start(self, dragon: runtime.DragonRuntime) -> None:
         """Start what the backend needs on the runtime; runs in a thread."""
@@ -62,11 +64,14 @@ class DragonBackend(ExecutionBackend):
     async def _close(self) -> None:
         self._give_up.set()
         if self._acquiring is not None:
-            try:
-                self._runtime = await self._acquiring
-            except Exception:  # it was not acquired, which its start has reported
-                pass
+            await asyncio.wait([self._acquiring])
+            if self._acquiring.exception() is None:  # otherwise its start has reported why
+                self._runtime = self._acquiring.result()
             self._acquiring = None
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
+            self._starting.exception()  # has been reported, where somebody was left to hear it
+            self._starting = None
         held = self._runtime
         if held is not None:
             self._forget()

@@ -24,7 +24,7 @@ from rhapsody import worker
 HEAD: Final = struct.Struct("<IQB")
 #: Bytes of one message; a managed memory pool of 4 GiB holds many of them.
 PART: Final = 8 * 2**20
-#: What a worker has done, in the file of progress: the unit, and how many of its tasks have ended.
+#: What a worker has done, in the file of progress: the unit, and how many of its tasks have begun.
 PROGRESS: Final = struct.Struct("<QQ")
 #: Frames are held back for this long, in seconds,
 HOLD_SECONDS: Final = 0.005
@@ -42,10 +42,12 @@ class Kind(IntEnum):
     END = 4  # the unit is over; what was not reported never ran
     GONE = 5  # a process has ended: the user's side tells itself, so that it is read after the process's last frame
     STOP = 6  # the far end is to leave
-    KILL = 7  # end this process, if it still runs the task after so many reported frames
+    KILL = 7  # end this process, if it still runs this task
     TERMINATE = 8  # stop the executable of this uid
     JOB = 9  # how a unit of Batch ended, as a pickle
     STARTED = 10  # what was started lately is up
+    SKIP = 11  # do not begin this task
+    LEFT_OUT = 12  # it will not begin
 
 
 def send(put: Callable[[bytes], Any], place: int, unit: int, kind: Kind, data: bytes | memoryview = b"") -> None:
@@ -89,7 +91,7 @@ class Reporter:
 
     Every message that arrives makes the user's interpreter change threads, so a message for each of many short tasks
     would cost more than the tasks. What is held back is accounted for in `progress`, a file in memory that outlives
-    the worker: should it die, the user's side knows which tasks had ended, and which one ran. Without such a file
+    the worker: should it die, the user's side knows which tasks had begun. Without such a file
     nothing is held back.
 
     Args:
@@ -106,8 +108,10 @@ class Reporter:
         self._sent_at = 0.0
         self._waiting = threading.Event()
         self._map: mmap.mmap | None = None
-        self.unit = 0
-        self.reported = 0
+        self._unit = 0
+        self._begun: set[str] = set()  # of the unit
+        self._running: str | None = None
+        self._unwanted: set[str] = set()
         if progress is not None:
             with Path(progress).open("r+b") as file:
                 self._map = mmap.mmap(file.fileno(), 0)
@@ -115,20 +119,46 @@ class Reporter:
 
     def begin(self, unit: int) -> None:
         """Go on to a unit."""
-        self.unit, self.reported = unit, 0
-        self._note()
+        with self._lock:
+            self._unit = unit
+            self._begun.clear()
+            self._note()
+
+    def claim(self, uid: str) -> bool:
+        """Begin a task, unless it was canceled."""
+        with self._lock:
+            if uid in self._unwanted:
+                self._unwanted.discard(uid)
+                return False
+            self._begun.add(uid)
+            self._running = uid
+            self._note()
+        return True
 
     def report(self, frame: bytes) -> None:
         """Take the frame of the task that has just ended."""
         with self._lock:
+            self._running = None
             self._held.append(frame)
             self._size += len(frame)
-            self.reported += 1
-            self._note()
             if self._map is None or self._size > HOLD_BYTES or time.monotonic() - self._sent_at > HOLD_SECONDS:
                 self._send()
         if self._held:
             self._waiting.set()
+
+    def die(self, uid: str) -> None:
+        """End this process if it runs this task: by now it may have gone on to another."""
+        with self._lock:
+            if self._running == uid:
+                self._send()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def leave_out(self, unit: int, uid: str) -> None:
+        """Do not begin a task of this unit or a later one; say so if it has not begun."""
+        with self._lock:
+            if unit > self._unit or (unit == self._unit and uid not in self._begun):
+                self._unwanted.add(uid)
+                send(self._put, self._place, unit, Kind.LEFT_OUT, uid.encode())
 
     def end(self, rest: bytes) -> None:
         """Send what is held back, and that the unit is over."""
@@ -136,16 +166,16 @@ class Reporter:
             if rest:
                 self._held.append(rest)
             self._send()
-            send(self._put, self._place, self.unit, Kind.END)
+            send(self._put, self._place, self._unit, Kind.END)
 
     def _note(self) -> None:
         if self._map is not None:
-            PROGRESS.pack_into(self._map, self._place * PROGRESS.size, self.unit, self.reported)
+            PROGRESS.pack_into(self._map, self._place * PROGRESS.size, self._unit, len(self._begun))
 
     def _send(self) -> None:
         held, self._held, self._size = self._held, [], 0
         if held:
-            send(self._put, self._place, self.unit, Kind.FRAME, b"".join(held))
+            send(self._put, self._place, self._unit, Kind.FRAME, b"".join(held))
             self._sent_at = time.monotonic()
 
     def _flush_late(self) -> None:
@@ -182,7 +212,7 @@ def work(place: int, inbox: Any, control: Any, outbox: Any, progress: str | None
         if kind is Kind.STOP:
             return
         reporter.begin(unit)
-        reporter.end(worker.run_batch(bytes(data), reporter.report))
+        reporter.end(worker.run_batch(bytes(data), reporter.report, reporter.claim))
 
 
 def run_unit(place: int, unit: int, payload: bytes, outbox: Any) -> None:
@@ -211,10 +241,9 @@ def _listen(control: Any, reporter: Reporter) -> None:
         _, unit, kind = HEAD.unpack_from(message)
         data = message[HEAD.size :]
         if kind == Kind.KILL:
-            # No line between the look and the signal lets the main thread report, for this thread holds the
-            # interpreter; so it is this task that is ended and not the next one.
-            if reporter.unit == unit and reporter.reported == int(data):
-                os.kill(os.getpid(), signal.SIGKILL)
+            reporter.die(data.decode())
+        elif kind == Kind.SKIP:
+            reporter.leave_out(unit, data.decode())
         elif kind == Kind.TERMINATE:
             session, uid = data.decode().split("\n", 1)
             # Its end is waited for elsewhere, so that the next request is served meanwhile.

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from rhapsody.errors import BackendLostError, BackendStartError, TaskCanceledError, WorkerLostError
@@ -55,25 +55,30 @@ class Unit:
 
     def __init__(self, batch: TaskBatch) -> None:
         self.batch = batch
-        self.left: dict[str, ComputeTask] = {task.uid: task for task in batch.tasks}
-        self.frames = 0
+        self.left: dict[str, ComputeTask] = {task.uid: task for task in batch.shipped}
+        self.dropped: set[str] = set()
         self._next = 0
 
     def running(self) -> ComputeTask | None:
-        """The task that runs, or will run first; one that could not be encoded has its end already."""
-        tasks = self.batch.tasks  # a dict that loses its first entries is slow to begin, so this keeps its place
+        """The task that runs, or will run first."""
+        tasks = self.batch.shipped  # a dict that loses its first entries is slow to begin, so this keeps its place
         while self._next < len(tasks):
-            task = tasks[self._next]
-            if task.uid in self.left and not task.is_final:
-                return task
+            if tasks[self._next].uid in self.left:
+                return tasks[self._next]
             self._next += 1
         return None
 
-    def begun(self, ended: int) -> Container[str]:
-        """The tasks that may have begun, when `ended` tasks of the unit are known to have ended at its worker."""
-        sent = [task for task in self.batch.tasks if not (task.uid in self.left and task.is_final)]
+    def begun(self, count: int | None) -> set[str]:
+        """The tasks that may have begun; `count` is how many the worker has noted, None if it keeps no notes.
+
+        What was left out is not in the count, and by then no longer in `left`.
+        """
         running = self.running()
-        return {task.uid for task in sent[: ended + 1]} | {task.uid for task in (running,) if task is not None}
+        begun = set() if running is None else {running.uid}
+        if count is not None:
+            sent = [task.uid for task in self.batch.shipped if task.uid not in self.dropped]
+            begun = set(sent[:count])
+        return begun
 
 
 class Place:
@@ -222,6 +227,8 @@ class WorkerGroup:
     def submit(self, batch: TaskBatch, payload: bytes) -> None:
         """Give a unit to the worker that has the least to do. Blocks only while a payload of many parts travels."""
         unit = Unit(batch)
+        if not unit.left:
+            return  # none of it could be encoded, which has been reported
         with self._lock:
             place = min(self._places, key=lambda place: (not place.ready, len(place.units)))
             place.units[batch.uid] = unit
@@ -260,6 +267,8 @@ class WorkerGroup:
             elif kind is Kind.END:
                 with self._lock:
                     self._places[number].units.pop(uid, None)
+            elif kind is Kind.LEFT_OUT:
+                self._left_out(self._places[number], uid, bytes(data).decode())
             elif kind is Kind.READY:
                 self._is_ready(self._places[number])
             elif kind is Kind.GONE:
@@ -276,7 +285,6 @@ class WorkerGroup:
         with self._lock:
             for outcome in outcomes:
                 unit.left.pop(outcome.uid, None)
-            unit.frames += len(outcomes)
             if not unit.left:
                 place.units.pop(uid, None)
             started = self._next_started(place)
@@ -296,6 +304,16 @@ class WorkerGroup:
             for event in events:
                 if isinstance(event, Outcome) and (future := self._ends.get(event.uid)) is not None:
                     _resolve(future, event.state)
+
+    def _left_out(self, place: Place, number: int, uid: str) -> None:
+        with self._lock:
+            unit = place.units.get(number)
+            if unit is None or unit.left.pop(uid, None) is None:
+                return
+            unit.dropped.add(uid)
+            if not unit.left:
+                place.units.pop(number, None)
+        self._report([Outcome(uid, TaskState.CANCELED, exception=_canceled(uid))])
 
     def _is_ready(self, place: Place) -> None:
         with self._ready:
@@ -351,7 +369,7 @@ class WorkerGroup:
             self._lose(f"a dead worker could not be replaced: {type(error).__name__}: {error}")
         destroy(*old)
 
-    def _gone(self, place: Place, code: int, uids: Sequence[int], progress: tuple[int, int]) -> None:
+    def _gone(self, place: Place, code: int, uids: Sequence[int], progress: tuple[int, int] | None) -> None:
         """Judge what a dead worker held: what it ran has failed or was stopped, the rest it had not begun."""
         events: list[Event] = []
         returned: list[str] = []
@@ -360,8 +378,10 @@ class WorkerGroup:
                 unit = place.units.pop(number, None)
                 if unit is None:
                     continue
-                begun = unit.begun(progress[1] if progress[0] == number else 0) if position == 0 else ()
-                for uid, task in unit.left.items():
+                begun: set[str] = set()
+                if position == 0:  # of the first unit alone, for a worker runs one after the other
+                    begun = unit.begun(None if progress is None else progress[1] if progress[0] == number else 0)
+                for uid in unit.left:
                     if uid in self._canceling:
                         events.append(Outcome(uid, TaskState.CANCELED, exception=_canceled(uid)))
                     elif uid in begun:
@@ -370,7 +390,7 @@ class WorkerGroup:
                             f"({_death(code)}); whether it had any effect is unknown"
                         )
                         events.append(Outcome(uid, TaskState.FAILED, exception=error))
-                    elif not task.is_final:
+                    else:
                         returned.append(uid)
         if returned:
             events.append(Returned(returned))
@@ -390,34 +410,35 @@ class WorkerGroup:
         """Stop tasks that workers hold.
 
         A program gets SIGTERM, and SIGKILL after a grace. A function cannot be interrupted: its worker is ended, and
-        replaced. A task that waits in a unit behind one that goes on cannot be taken out of it.
+        replaced. A task that its worker has not begun is left out.
         """
         uids = {task.uid for task in tasks}
         results: dict[str, CancelResult] = {}
         running: list[tuple[Place, int, Unit, ComputeTask]] = []
+        waiting: list[tuple[Place, int, str]] = []
         with self._lock:
             for place in self._places:
                 first = True  # the worker's first unit is the one that runs
-                doomed = False  # whether the worker is about to be ended
                 for number, unit in place.units.items():
                     current = unit.running() if first else None
                     first = False
-                    for uid, task in unit.left.items():
-                        if uid in uids:
-                            if task is current:
-                                running.append((place, number, unit, task))
-                                doomed = task.function is not None
-                                results[uid] = CancelResult.STOPPED
-                            else:
-                                results[uid] = CancelResult.NEVER_STARTED if doomed else CancelResult.CANNOT_STOP
-            stopped = [uid for uid, result in results.items() if result is not CancelResult.CANNOT_STOP]
-            self._canceling.update(stopped)
+                    for uid in uids & unit.left.keys():
+                        if current is not None and uid == current.uid:
+                            running.append((place, number, unit, current))
+                            results[uid] = CancelResult.STOPPED
+                        else:
+                            waiting.append((place, number, uid))
+                            results[uid] = CancelResult.NEVER_STARTED
+            self._canceling.update(results)
             loop = asyncio.get_running_loop()
-            ends = {uid: loop.create_future() for uid in stopped}
+            ends = {uid: loop.create_future() for uid in results}
             self._ends.update(ends)
         try:
-            for item in running:
-                self._stop(*item)
+            # What waits first: the end of what runs would begin it.
+            for place, number, uid in waiting:
+                place.control.put(HEAD.pack(place.number, number, Kind.SKIP) + uid.encode(), timeout=1.0)
+            for place, number, _, task in running:
+                self._stop(place, number, task)
             if ends:
                 _, late = await asyncio.wait(ends.values(), timeout=STUBBORN)
                 if late:
@@ -425,8 +446,8 @@ class WorkerGroup:
                     await asyncio.wait(late, timeout=STUBBORN)
         finally:
             with self._lock:
-                self._canceling.difference_update(stopped)
-                for uid in stopped:
+                self._canceling.difference_update(results)
+                for uid in results:
                     self._ends.pop(uid, None)
         for uid, end in ends.items():
             if not end.done():
@@ -435,11 +456,11 @@ class WorkerGroup:
                 results[uid] = CancelResult.TOO_LATE
         return {uid: results.get(uid, CancelResult.TOO_LATE) for uid in uids}
 
-    def _stop(self, place: Place, number: int, unit: Unit, task: ComputeTask) -> None:
+    def _stop(self, place: Place, number: int, task: ComputeTask) -> None:
         if task.function is None:
             message = HEAD.pack(place.number, number, Kind.TERMINATE) + f"{self._session}\n{task.uid}".encode()
         else:
-            message = HEAD.pack(place.number, number, Kind.KILL) + str(unit.frames).encode()
+            message = HEAD.pack(place.number, number, Kind.KILL) + task.uid.encode()
         place.control.put(message, timeout=1.0)
 
     def _kill_stubborn(self, running: Sequence[tuple[Place, int, Unit, ComputeTask]]) -> None:
@@ -461,13 +482,13 @@ class _Progress:
             self._map = mmap.mmap(self._file.fileno(), 0)
             self.path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
 
-    def take(self, place: int) -> tuple[int, int]:
-        """Return the unit of a dead worker and how many of its tasks have ended, and clear it for the next worker."""
+    def take(self, place: int) -> tuple[int, int] | None:
+        """Return the unit of a dead worker and how many of its tasks have begun, and clear it for the next worker."""
         if self.path is None:
-            return 0, 0
-        unit, ended = PROGRESS.unpack_from(self._map, place * PROGRESS.size)
+            return None
+        unit, begun = PROGRESS.unpack_from(self._map, place * PROGRESS.size)
         PROGRESS.pack_into(self._map, place * PROGRESS.size, 0, 0)
-        return unit, ended
+        return unit, begun
 
     def close(self) -> None:
         """Let the file go."""

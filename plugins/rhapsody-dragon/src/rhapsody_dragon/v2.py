@@ -36,7 +36,7 @@ class DragonExecutionBackendV2(DragonBackend):
         batching: see `rhapsody.plugin.ExecutionBackend`.
 
     Canceling a function ends the worker that runs it, and a new worker takes its place in about a second; a program
-    gets SIGTERM, and SIGKILL after three seconds. A function that waits in one unit behind others cannot be taken out.
+    gets SIGTERM, and SIGKILL after three seconds; a task that waits behind others at a worker is left out.
 
     Raises:
         BackendConfigurationError: unknown resources, or unusable values.
