@@ -28,7 +28,7 @@ def cluster() -> Iterator[LocalCluster]:
     from distributed import LocalCluster
 
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, resources={"LICENCE": 1}, memory_limit="1GiB"
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", resources={"LICENCE": 1}, memory_limit="1GiB"
     ) as cluster:
         yield cluster
 

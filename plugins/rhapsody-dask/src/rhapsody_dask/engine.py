@@ -22,7 +22,9 @@ from rhapsody.errors import BackendConfigurationError, BackendStartError
 
 T = TypeVar("T")
 
-QUIET: Final = {"dashboard_address": None}  # a port that is taken is a warning on the user's terminal
+# No dashboard unless asked for, and any free port for what is left of it: a port that is taken is a warning on the
+# user's terminal, and several clusters on one machine are nothing unusual here.
+QUIET: Final = {"scheduler_kwargs": {"dashboard": False, "dashboard_address": ":0"}}
 
 
 def cluster_keywords() -> set[str]:
@@ -153,7 +155,8 @@ class Engine:
                 "starts the session under `if __name__ == '__main__':`"
             )
         try:
-            self._own_cluster = LocalCluster(**{**QUIET, **self._keywords, "asynchronous": True})
+            quiet = {} if "dashboard_address" in self._keywords else QUIET
+            self._own_cluster = LocalCluster(**{**quiet, **self._keywords, "asynchronous": True})
             return await self._own_cluster
         except (TypeError, ValueError) as error:
             raise BackendConfigurationError(f"LocalCluster refused {dict(self._keywords)!r}: {error}") from error

@@ -1,0 +1,165 @@
+"""What waits never runs, executables are stopped where they run, functions keep their end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from distributed import LocalCluster
+from rhapsody.api import CancelResult, ComputeTask, Session, TaskState
+from rhapsody.backends import DaskExecutionBackend
+
+pytestmark = pytest.mark.engine("dask")
+Until = Callable[..., Awaitable[None]]
+
+
+def blockers(gate: Path) -> list[ComputeTask]:
+    """Take both workers until the gate is there."""
+
+    def wait(path: str) -> None:
+        import pathlib
+        import time
+
+        while not pathlib.Path(path).exists():
+            time.sleep(0.01)
+
+    return [ComputeTask(function=wait, args=(str(gate),)) for _ in range(2)]
+
+
+def marker(path: Path) -> ComputeTask:
+    def leave(path: str) -> None:
+        import pathlib
+
+        with pathlib.Path(path).open("a") as file:
+            file.write("x")
+
+    return ComputeTask(function=leave, args=(str(path),))
+
+
+async def test_tasks_that_wait_at_the_engine_never_run(session: Session, tmp_path: Path, until: Until) -> None:
+    held = blockers(tmp_path / "gate")
+    await session.submit_tasks(held)
+    await until(lambda: all(task.state is TaskState.RUNNING for task in held))
+    waiting = [marker(tmp_path / "mark") for _ in range(12)]
+    await session.submit_tasks(waiting)
+    await asyncio.sleep(0.1)  # they are on their way to Dask, or there
+    results = await session.cancel_tasks(waiting)
+    assert set(results.values()) == {CancelResult.NEVER_STARTED}
+    assert {task.state for task in waiting} == {TaskState.CANCELED}
+    (tmp_path / "gate").touch()
+    await session.wait_tasks(held, timeout=30)
+    (after,) = probe = [marker(tmp_path / "after")]
+    await session.submit_tasks(probe)
+    await session.wait_tasks(probe, timeout=30)
+    assert after.state is TaskState.DONE
+    assert not (tmp_path / "mark").exists()
+
+
+async def test_the_neighbours_of_a_canceled_task_still_run_once(session: Session, tmp_path: Path, until: Until) -> None:
+    def leave(path: str) -> None:
+        import pathlib
+
+        with pathlib.Path(path).open("a") as file:
+            file.write("x")
+
+    known = [ComputeTask(function=leave, args=(os.devnull,)) for _ in range(300)]
+    await session.submit_tasks(known)
+    await session.wait_tasks(known, timeout=30)  # from now on it is grouped
+    held = blockers(tmp_path / "gate")
+    await session.submit_tasks(held)
+    await until(lambda: all(task.state is TaskState.RUNNING for task in held))
+    tasks = [ComputeTask(function=leave, args=(str(tmp_path / f"mark{i}"),)) for i in range(200)]
+    await session.submit_tasks(tasks)
+    await asyncio.sleep(0.1)
+    results = await session.cancel_tasks(tasks[::2])
+    assert set(results.values()) == {CancelResult.NEVER_STARTED}
+    (tmp_path / "gate").touch()
+    await session.wait_tasks([*held, *tasks], timeout=30)
+    assert {task.state for task in tasks[1::2]} == {TaskState.DONE}
+    written = {int(path.name.removeprefix("mark")): path.read_text() for path in tmp_path.glob("mark*")}
+    assert written == dict.fromkeys(range(1, 200, 2), "x")
+
+
+async def test_a_running_executable_and_its_children_are_stopped(session: Session, until: Until) -> None:
+    task = ComputeTask(executable="sleep 3033 & sleep 3033", shell=True)
+    await session.submit_tasks([task])
+
+    def sleepers() -> list[psutil.Process]:
+        return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "3033"]]
+
+    await until(lambda: len(sleepers()) == 2)
+    assert task.state is TaskState.RUNNING
+    assert await session.cancel_tasks([task]) == {task.uid: CancelResult.STOPPED}
+    assert task.state is TaskState.CANCELED
+    await until(lambda: not [p for p in sleepers() if p.status() != psutil.STATUS_ZOMBIE])
+
+
+async def test_a_running_function_says_that_it_cannot_be_stopped_and_keeps_its_end(
+    session: Session, tmp_path: Path, until: Until
+) -> None:
+    held = blockers(tmp_path / "gate")
+    await session.submit_tasks(held)
+    await until(lambda: all(task.state is TaskState.RUNNING for task in held))
+    results = await session.cancel_tasks(held)
+    assert set(results.values()) == {CancelResult.CANNOT_STOP}
+    (tmp_path / "gate").touch()
+    await session.wait_tasks(held, timeout=30)
+    assert {task.state for task in held} == {TaskState.DONE}
+
+
+async def test_tasks_behind_the_running_one_of_their_unit_never_run(
+    cluster: LocalCluster, tmp_path: Path, until: Until
+) -> None:
+    def work(path: str, gate: str | None) -> None:
+        import pathlib
+        import time
+
+        with pathlib.Path(path).open("a") as file:
+            file.write("x")
+        while gate and not pathlib.Path(gate).exists():
+            time.sleep(0.01)
+
+    gate = tmp_path / "gate"
+    backend = DaskExecutionBackend(cluster=cluster, batching={"target": 1000.0})
+    async with Session(backends=[backend], work_dir=tmp_path) as session:
+        known = [ComputeTask(function=work, args=(os.devnull, None)) for _ in range(400)]
+        await session.submit_tasks(known)
+        await session.wait_tasks(known, timeout=30)
+        tasks = [ComputeTask(function=work, args=(str(tmp_path / f"mark{i}"), str(gate))) for i in range(60)]
+        await session.submit_tasks(tasks)
+        await until(lambda: sum(task.state is TaskState.RUNNING for task in tasks) == 2)
+        await asyncio.sleep(0.1)
+        results = await session.cancel_tasks(tasks)
+        assert sorted(results.values()) == [CancelResult.CANNOT_STOP] * 2 + [CancelResult.NEVER_STARTED] * 58
+        gate.touch()
+        await session.wait_tasks(tasks, timeout=30)
+    assert len(list(tmp_path.glob("mark*"))) == 2
+
+
+async def test_leaving_by_an_exception_stops_what_runs_on_a_cluster_of_the_users(
+    cluster: LocalCluster, tmp_path: Path, until: Until
+) -> None:
+    task = ComputeTask(executable="sleep", arguments=["3044"])
+    held = ComputeTask(function=time.sleep, args=(1.0,))
+    waiting = [marker(tmp_path / "mark") for _ in range(5)]
+
+    async def leave() -> None:
+        async with Session(backends=[DaskExecutionBackend(cluster=cluster)], work_dir=tmp_path) as session:
+            await session.submit_tasks([task, held])
+            await until(lambda: task.state is TaskState.RUNNING and held.state is TaskState.RUNNING)
+            await session.submit_tasks(waiting)
+            raise RuntimeError("the user's own")
+
+    with pytest.raises(RuntimeError, match="the user's own"):
+        await leave()
+    assert task.state is TaskState.CANCELED
+    assert all(each.is_final for each in (held, *waiting))
+    await until(lambda: not cluster.scheduler.tasks)
+    await until(lambda: not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "3044"]])
+    await asyncio.sleep(1.0)
+    assert not (tmp_path / "mark").exists()

@@ -1,0 +1,289 @@
+"""Workers that die, schedulers that go away, clusters without workers: every task still ends, and none runs twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import dask.config
+import pytest
+from distributed import Client, LocalCluster
+from rhapsody.api import (
+    BackendLostError,
+    BackendStartError,
+    ComputeTask,
+    Session,
+    SubmitError,
+    TaskState,
+    UnsupportedError,
+    WorkerLostError,
+)
+from rhapsody.backends import DaskExecutionBackend
+
+pytestmark = pytest.mark.engine("dask")
+Until = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def fragile() -> Iterator[LocalCluster]:
+    """A cluster whose workers are killed; the nannies start new ones."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit="500MiB") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def on_fragile(fragile: LocalCluster, tmp_path: Path, until: Until) -> AsyncIterator[Session]:
+    await until(lambda: len(fragile.scheduler.workers) == 2)
+    async with Session(backends=[DaskExecutionBackend(cluster=fragile)], work_dir=tmp_path) as session:
+        yield session
+
+
+def log_then_wait(path: str, gate: str | None) -> None:
+    """Say that and where it runs, then wait for the gate. Travels by value, as part of the closures below."""
+    import os
+    import pathlib
+    import time
+
+    with pathlib.Path(path).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    while gate and not pathlib.Path(gate).exists():
+        time.sleep(0.01)
+
+
+def task_of(path: Path, gate: Path | None = None, **fields: object) -> ComputeTask:
+    work = log_then_wait
+    return ComputeTask(function=lambda path, gate: work(path, gate), args=(str(path), gate and str(gate)), **fields)
+
+
+def pids(path: Path) -> list[int]:
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+async def test_a_worker_killed_under_a_task_fails_that_task_and_no_other(
+    on_fragile: Session, tmp_path: Path, until: Until
+) -> None:
+    gate = tmp_path / "gate"
+    doomed, other = task_of(tmp_path / "doomed", gate), task_of(tmp_path / "other", gate)
+    waiting = [task_of(tmp_path / f"waiting{i}") for i in range(6)]
+    await on_fragile.submit_tasks([doomed, other])
+    await until(lambda: pids(tmp_path / "doomed") and pids(tmp_path / "other"))
+    await on_fragile.submit_tasks(waiting)
+    await asyncio.sleep(0.1)  # some of them wait at the worker that is killed now
+    os.kill(pids(tmp_path / "doomed")[0], signal.SIGKILL)
+    await until(lambda: doomed.is_final)
+    gate.touch()
+    await on_fragile.wait_tasks([other, *waiting], timeout=60)
+    assert isinstance(doomed.exception, WorkerLostError)
+    assert "127.0.0.1" in str(doomed.exception)
+    assert {task.state for task in (other, *waiting)} == {TaskState.DONE}
+    for name in ("doomed", "other", *(f"waiting{i}" for i in range(6))):
+        assert len(pids(tmp_path / name)) == 1, f"{name} ran more than once"
+
+
+async def test_a_worker_killed_while_idle_costs_nothing(
+    on_fragile: Session, fragile: LocalCluster, tmp_path: Path, until: Until
+) -> None:
+    (probe,) = first = [ComputeTask(function=os.getpid)]
+    await on_fragile.submit_tasks(first)
+    await on_fragile.wait_tasks(first, timeout=30)
+    os.kill(probe.return_value, signal.SIGKILL)
+    await until(lambda: len(fragile.scheduler.workers) == 1)
+    tasks = [ComputeTask(function=os.getpid) for _ in range(20)]
+    await on_fragile.submit_tasks(tasks)
+    await on_fragile.wait_tasks(tasks, timeout=60)
+    assert {task.state for task in tasks} == {TaskState.DONE}
+
+
+async def test_of_a_lost_unit_only_the_task_that_ran_fails_and_the_ones_behind_it_run_elsewhere(
+    fragile: LocalCluster, tmp_path: Path, until: Until
+) -> None:
+    await until(lambda: len(fragile.scheduler.workers) == 2)
+
+    def work(path: str, gate: str | None) -> None:
+        import os
+        import pathlib
+        import time
+
+        with pathlib.Path(path).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        while gate and not pathlib.Path(gate).exists():
+            time.sleep(0.01)
+
+    gate = tmp_path / "gate"
+    backend = DaskExecutionBackend(cluster=fragile, batching={"target": 1000.0})
+    async with Session(backends=[backend], work_dir=tmp_path) as session:
+        known = [ComputeTask(function=work, args=(os.devnull, None)) for _ in range(400)]
+        await session.submit_tasks(known)
+        await session.wait_tasks(known, timeout=30)
+        tasks = [
+            ComputeTask(function=work, args=(str(tmp_path / f"mark{i}"), str(gate) if i == 5 else None))
+            for i in range(40)
+        ]
+        await session.submit_tasks(tasks)
+        await until(lambda: pids(tmp_path / "mark5"))
+        await until(lambda: all(task.state is TaskState.DONE for task in tasks[:5]))
+        os.kill(pids(tmp_path / "mark5")[0], signal.SIGKILL)
+        await session.wait_tasks(tasks, timeout=60)
+    assert [i for i, task in enumerate(tasks) if task.state is not TaskState.DONE] == [5]
+    assert isinstance(tasks[5].exception, WorkerLostError)
+    assert all(len(pids(tmp_path / f"mark{i}")) == 1 for i in range(40))
+
+
+async def test_a_lost_task_runs_again_elsewhere_if_it_may(on_fragile: Session, tmp_path: Path, until: Until) -> None:
+    gate = tmp_path / "gate"
+    task = task_of(tmp_path / "log", gate, backend_options={"retries": 1})
+    await on_fragile.submit_tasks([task])
+    await until(lambda: len(pids(tmp_path / "log")) == 1)
+    os.kill(pids(tmp_path / "log")[0], signal.SIGKILL)
+    await until(lambda: len(pids(tmp_path / "log")) == 2)
+    os.kill(pids(tmp_path / "log")[1], signal.SIGKILL)
+    await until(lambda: task.is_final)
+    assert isinstance(task.exception, WorkerLostError)
+    await asyncio.sleep(0.5)
+    assert len(pids(tmp_path / "log")) == 2
+
+
+async def test_an_executable_ends_with_the_worker_that_ran_it(
+    on_fragile: Session, tmp_path: Path, until: Until
+) -> None:
+    path = tmp_path / "pids"
+    task = ComputeTask(executable=f"echo $PPID $$ > {path}; sleep 3055", shell=True)
+    await on_fragile.submit_tasks([task])
+    await until(lambda: len(pids(path)) == 2)
+    worker, program = pids(path)
+    os.kill(worker, signal.SIGKILL)
+    await until(lambda: task.is_final)
+    assert isinstance(task.exception, WorkerLostError)
+    await until(lambda: not Path(f"/proc/{program}").exists() or "Z" in Path(f"/proc/{program}/stat").read_text())
+
+
+async def test_a_task_that_takes_all_memory_fails_and_the_next_one_runs(on_fragile: Session) -> None:
+    def eat() -> None:
+        import time
+
+        held = []
+        while True:
+            held.append(b"x" * 20_000_000)
+            time.sleep(0.01)
+
+    greedy = ComputeTask(function=eat)
+    await on_fragile.submit_tasks([greedy])
+    await on_fragile.wait_tasks([greedy], timeout=60)
+    assert isinstance(greedy.exception, WorkerLostError)
+    assert "memory" in str(greedy.exception)
+    modest = ComputeTask(function=len, args=("ab",))
+    await on_fragile.submit_tasks([modest])
+    await on_fragile.wait_tasks([modest], timeout=60)
+    assert modest.return_value == 2
+
+
+async def test_a_cluster_without_workers_says_so_after_the_deadline(tmp_path: Path) -> None:
+    backend = DaskExecutionBackend(resources={"n_workers": 0}, worker_timeout=0.5)
+    async with Session(backends=[backend], work_dir=tmp_path) as session:
+        tasks = [ComputeTask(function=len, args=("ab",)) for _ in range(100)]
+        await session.submit_tasks(tasks)
+        await session.wait_tasks(tasks, timeout=30)
+        assert all(isinstance(task.exception, BackendLostError) for task in tasks)
+        assert "no worker has joined" in str(tasks[0].exception)
+        assert "0.5 seconds" in str(tasks[0].exception)
+
+
+async def test_a_resource_that_leaves_with_its_worker_fails_its_tasks_after_the_deadline(
+    tmp_path: Path, until: Until
+) -> None:
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0", resources={"LICENCE": 1}) as cluster:
+        backend = DaskExecutionBackend(cluster=cluster, worker_timeout=0.5)
+        async with Session(backends=[backend], work_dir=tmp_path) as session:
+            held = ComputeTask(function=time.sleep, args=(1.0,), backend_options={"resources": {"LICENCE": 1}})
+            task = ComputeTask(function=len, args=("ab",), backend_options={"resources": {"LICENCE": 1}})
+            await session.submit_tasks([held, task])
+            await until(lambda: held.state is TaskState.RUNNING)
+            cluster.worker_spec["plain"] = {
+                "cls": cluster.new_spec["cls"],
+                "options": {**cluster.new_spec["options"], "resources": {}},
+            }
+            del cluster.worker_spec[0]
+            await asyncio.to_thread(cluster.sync, cluster._correct_state)
+            await session.wait_tasks([held, task], timeout=30)
+            assert isinstance(task.exception, UnsupportedError)
+            assert "LICENCE=1" in str(task.exception)
+
+
+async def test_the_scheduler_gone_fails_what_it_held_and_what_waited(tmp_path: Path, until: Until) -> None:
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0")
+    with cluster:
+        async with Session(backends=[DaskExecutionBackend(cluster=cluster.scheduler_address)]) as session:
+            tasks = [ComputeTask(function=time.sleep, args=(60,)) for _ in range(30)]
+            await session.submit_tasks(tasks)
+            await until(lambda: tasks[0].state is TaskState.RUNNING)
+            await asyncio.to_thread(cluster.close)
+            await session.wait_tasks(tasks, timeout=30)
+            assert all(isinstance(task.exception, BackendLostError | WorkerLostError) for task in tasks)
+            assert isinstance(tasks[-1].exception, BackendLostError)
+
+
+async def test_a_client_closed_by_its_owner_fails_what_is_left(
+    fragile: LocalCluster, tmp_path: Path, until: Until
+) -> None:
+    await until(lambda: len(fragile.scheduler.workers) == 2)
+    client = Client(fragile, set_as_default=False)
+    async with Session(backends=[DaskExecutionBackend(client=client)], work_dir=tmp_path) as session:
+        tasks = [ComputeTask(function=time.sleep, args=(1,)) for _ in range(30)]
+        await session.submit_tasks(tasks)
+        await until(lambda: tasks[0].state is TaskState.RUNNING)
+        await asyncio.to_thread(client.close)
+        await session.wait_tasks(tasks, timeout=30)
+        assert isinstance(tasks[-1].exception, BackendLostError)
+        assert "client" in str(tasks[-1].exception)
+    assert {task.is_final for task in tasks} == {True}
+
+
+async def test_a_client_closed_while_nothing_runs_fails_the_next_task(fragile: LocalCluster, tmp_path: Path) -> None:
+    client = Client(fragile, set_as_default=False)
+    async with Session(backends=[DaskExecutionBackend(client=client)], work_dir=tmp_path) as session:
+        (probe,) = first = [ComputeTask(function=len, args=("ab",))]
+        await session.submit_tasks(first)
+        await session.wait_tasks(first, timeout=60)
+        assert probe.return_value == 2
+        await asyncio.to_thread(client.close)
+        late = ComputeTask(function=len, args=("ab",))
+        try:
+            await session.submit_tasks([late])
+        except BackendLostError:  # it was noticed before
+            return
+        await session.wait_tasks([late], timeout=30)
+        assert isinstance(late.exception, BackendLostError | SubmitError)
+
+
+async def test_an_address_that_nobody_listens_on_is_an_error_that_names_it(
+    tmp_path: Path,
+) -> None:
+
+    with socket.socket() as taken, dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can have the port
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(BackendStartError, match=address):
+            async with Session(backends=[DaskExecutionBackend(cluster=address)], work_dir=tmp_path) as session:
+                await session.submit_tasks([ComputeTask(function=len, args=("ab",))])
+
+
+async def test_a_unit_of_a_worker_that_is_retired_does_not_run_twice(
+    on_fragile: Session, fragile: LocalCluster, tmp_path: Path, until: Until
+) -> None:
+    gate = tmp_path / "gate"
+    task = task_of(tmp_path / "log", gate)
+    await on_fragile.submit_tasks([task])
+    await until(lambda: pids(tmp_path / "log"))
+    with Client(fragile, set_as_default=False) as client:
+        (busy,) = [address for address, keys in client.processing().items() if keys]
+        await asyncio.to_thread(client.retire_workers, [busy])
+    await until(lambda: task.is_final)
+    gate.touch()
+    assert isinstance(task.exception, WorkerLostError)
+    await asyncio.sleep(0.5)
+    assert len(pids(tmp_path / "log")) == 1
