@@ -132,6 +132,7 @@ class Member(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         received = self._received
         received += data
+        before = self.current
         start, end, finished = 0, 0, False
         events: list[Event] = []
         while end + LENGTH.size <= len(received):
@@ -154,7 +155,7 @@ class Member(asyncio.Protocol):
             events += outcomes
         del received[: end + LENGTH.size if finished else end]
         current = self.current
-        if current is not None and not finished:
+        if current is not None and current is not before and not finished:  # a large result comes in many pieces
             if current.uid in self.unwanted:  # it is left out, unless the word came a moment too late
                 asyncio.get_running_loop().call_later(_SKIPS, self._make_sure, current)
             else:
