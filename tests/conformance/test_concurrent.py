@@ -7,7 +7,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
 import pytest
-
 from rhapsody.backends import ConcurrentExecutionBackend
 from rhapsody.testing import BackendConformanceTests, die
 

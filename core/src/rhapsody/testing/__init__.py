@@ -11,8 +11,8 @@
     class TestMyBackend(BackendConformanceTests):
         title = "mine"
 
-It needs pytest and psutil: `pip install rhapsody-core[testing]`. Nothing is imported before it is used, for pytest loads
-`rhapsody.testing.plugin` at every start.
+It needs pytest and psutil: `pip install rhapsody-core[testing]`. Nothing is imported before it is used, for pytest
+loads `rhapsody.testing.plugin` at every start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {"BackendConformanceTests": "suite", "die": "tasks"}
 
-__all__ = ["BackendConformanceTests", "die"]  # noqa: F822  # by __getattr__
+__all__ = ["BackendConformanceTests", "die"]  # by __getattr__
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,7 @@ class CancelTests(SuitePart):
         with rig.gate() as gate:
             blockers = [gate.task(f"b{number}", rig.capabilities) for number in range(life.slots)]
             await rig.submit(blockers, life)
-            await rig.until(lambda: gate.began(), "no worker began any of the tasks")
+            await rig.until(gate.began, "no worker began any of the tasks")
             victims = [_signing(rig, gate, f"v{number}") for number in range(6)]
             await rig.submit(victims, life)
             told = await rig.cancel(victims, life)
@@ -58,7 +58,7 @@ class CancelTests(SuitePart):
         with rig.gate() as gate:
             runs = [gate.task(f"r{number}", rig.capabilities) for number in range(life.slots)]
             await rig.submit(runs, life)
-            await rig.until(lambda: gate.began(), "no worker began any of the tasks")
+            await rig.until(gate.began, "no worker began any of the tasks")
             waits = [_signing(rig, gate, "book") for _ in range(min(2000, self.many))]
             await rig.submit(waits, life)
             told = await rig.cancel(waits, life)
@@ -87,8 +87,8 @@ class CancelTests(SuitePart):
             told = (await rig.cancel([task], life))[task.uid]
             check(
                 told is CancelResult.STOPPED and task.state is TaskState.CANCELED,
-                f"the backend declares cancel_functions; cancel said {told} of a running function, which is {task.state}. "
-                f"Stop it in rhapsody_cancel, report Outcome(CANCELED) and return STOPPED",
+                f"the backend declares cancel_functions; cancel said {told} of a running function, which is "
+                f"{task.state}. Stop it in rhapsody_cancel, report Outcome(CANCELED) and return STOPPED",
             )
             check(isinstance(task.exception, TaskCanceledError), f"its exception is {task.exception!r}")
             await _stands_still(rig, heart, "a function that cancel said was STOPPED still runs")
@@ -103,7 +103,7 @@ class CancelTests(SuitePart):
         with rig.gate() as gate:
             task = gate.function("f")
             await rig.submit([task], life)
-            await rig.until(lambda: gate.began(), "no worker began the function")
+            await rig.until(gate.began, "no worker began the function")
             told = (await rig.cancel([task], life))[task.uid]
             check(
                 told is CancelResult.CANNOT_STOP,
@@ -138,7 +138,8 @@ class CancelTests(SuitePart):
                 lambda: not any(_lives(pid) for pid in pids),
                 lambda: (
                     f"executables that cancel said were STOPPED still run, or their children do: processes "
-                    f"{[pid for pid in pids if _lives(pid)]}; signal the process group, and SIGKILL what ignores SIGTERM"
+                    f"{[pid for pid in pids if _lives(pid)]}; signal the process group, and "
+                    f"SIGKILL what ignores SIGTERM"
                 ),
             )
         after = await rig.one(executable="/bin/sh", arguments=["-c", "true"])
@@ -151,7 +152,7 @@ class CancelTests(SuitePart):
         with rig.gate() as gate:
             task = gate.executable("e")
             await rig.submit([task], life)
-            await rig.until(lambda: gate.began(), "no worker began the executable")
+            await rig.until(gate.began, "no worker began the executable")
             told = (await rig.cancel([task], life))[task.uid]
             check(
                 told is CancelResult.CANNOT_STOP,
@@ -188,8 +189,8 @@ class CancelTests(SuitePart):
             wanted = TaskState.CANCELED if result in _KEPT else TaskState.DONE
             check(
                 task.state is wanted,
-                f"task number {number} of {count} was {'not canceled' if result is None else f'told {result}'}, and ended "
-                f"{task.state}; cancel what is asked for, and nothing else",
+                f"task number {number} of {count} was {'not canceled' if result is None else f'told {result}'}, and "
+                f"ended {task.state}; cancel what is asked for, and nothing else",
             )
 
 

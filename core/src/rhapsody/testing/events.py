@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from .._marker import hookimpl
@@ -44,8 +45,8 @@ class EventTests(SuitePart):
             await rig.until(
                 lambda: not liars(),
                 lambda: (
-                    f"{len(liars())} tasks are RUNNING that no worker has begun (slots: {life.slots}); put Started into the "
-                    f"channel when a worker begins the task, not when the engine takes it, or leave it out"
+                    f"{len(liars())} tasks are RUNNING that no worker has begun (slots: {life.slots}); put Started "
+                    f"into the channel when a worker begins the task, not when the engine takes it, or leave it out"
                 ),
             )
             gate.open()
@@ -69,7 +70,7 @@ class EventTests(SuitePart):
             )
             times = [moment for moment in (task.submitted_at, task.started_at, task.ended_at) if moment is not None]
             check(
-                all(late - early > -_CLOCKS for early, late in zip(times, times[1:], strict=False)),
+                all(late - early > -_CLOCKS for early, late in pairwise(times)),
                 f"task {task.uid} was submitted, started and ended at {times}, in seconds since the epoch; give "
                 f"Outcome.started_at and ended_at by time.time()",
             )

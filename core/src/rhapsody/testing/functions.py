@@ -45,8 +45,8 @@ class FunctionTests(SuitePart):
         must_be(task, TaskState.DONE, "an async function that returns")
         check(
             task.return_value == "later",
-            f"an async function's result came back as {task.return_value!r}; run functions by rhapsody.worker.run_batch, "
-            f"which awaits what a coroutine function returns",
+            f"an async function's result came back as {task.return_value!r}; run functions by "
+            f"rhapsody.worker.run_batch, which awaits what a coroutine function returns",
         )
 
     @conforms("exceptions", needs="functions")
@@ -86,8 +86,8 @@ class FunctionTests(SuitePart):
         ]
         check(
             not wrong,
-            f"every second of 100 tasks raises; {len(wrong)} ended the other way, the first is number {wrong[:1]}, which "
-            f"ended {state_of(batch[wrong[0]]) if wrong else ''}",
+            f"every second of 100 tasks raises; {len(wrong)} ended the other way, the first is number {wrong[:1]}, "
+            f"which ended {state_of(batch[wrong[0]]) if wrong else ''}",
         )
 
     @conforms("functions", needs="functions")

@@ -108,7 +108,8 @@ class Rig:
         backend = self._new_backend()
         if not isinstance(backend, ExecutionBackend):
             raise ConformanceError(
-                f"the fixture new_backend must return a callable which returns a new backend each time; it gave {backend!r}"
+                f"the fixture new_backend must return a callable which returns a new backend each time; it gave "
+                f"{backend!r}"
             )
         return backend
 
@@ -320,7 +321,10 @@ class Gate:
 
     def executable(self, name: str, before: str = "") -> ComputeTask:
         """Return an executable that waits; it writes its process id to `name.began`."""
-        script = f'{before} echo $$ > "$1/$2.tmp"; mv "$1/$2.tmp" "$1/$2.began"; while [ ! -e "$1/open" ]; do sleep 0.05; done'
+        script = (
+            f'{before} echo $$ > "$1/$2.tmp"; mv "$1/$2.tmp" "$1/$2.began"; '
+            f'while [ ! -e "$1/open" ]; do sleep 0.05; done'
+        )
         return ComputeTask(executable="/bin/sh", arguments=["-c", script, "sh", str(self.folder), name])
 
     def task(self, name: str, can: BackendCapabilities) -> ComputeTask:

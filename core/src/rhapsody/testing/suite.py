@@ -47,8 +47,8 @@ class BackendConformanceTests(  # pytest collects the tests of the last base fir
         title: the name of the backend in the final table. Default: that of the class.
         patience: seconds to wait for something that a sound backend does at once; longer for a slow engine.
         many: how many tasks "ten thousand tasks" are.
-        kill_worker: a function which, run as a task, kills the worker that runs it; `staticmethod(rhapsody.testing.die)`
-            does by SIGKILL. None: the loss of workers is not tested.
+        kill_worker: a function which, run as a task, kills the worker that runs it; `rhapsody.testing.die` does
+            by SIGKILL, as `staticmethod(die)`. None: the loss of workers is not tested.
         options: values of `backend_options` to try, by name.
     """
 
@@ -62,6 +62,6 @@ class BackendConformanceTests(  # pytest collects the tests of the last base fir
         names = weakened(cls, BackendConformanceTests)
         if names:
             raise TypeError(
-                f"{cls.__name__} removes or replaces {', '.join(names)} of the conformance suite; a test that the backend "
-                f"does not pass is overridden with the marker pytest.mark.xfail(reason='...'), which calls super()"
+                f"{cls.__name__} removes or replaces {', '.join(names)} of the conformance suite; a test that the "
+                f"backend does not pass is overridden by one with pytest.mark.xfail(reason='...') that calls super()"
             )

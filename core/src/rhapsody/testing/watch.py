@@ -20,7 +20,7 @@ import attrs
 
 MARK: Final = "RHAPSODY_CONFORMANCE"  # in the environment of every process that descends from this one
 _TICK: Final = 0.05  # seconds
-_STUCK: Final = 10  # looks in a row at which the loop has not turned
+_STUCK: Final = 16  # looks in a row at which the loop has not turned
 _HELPERS: Final = (
     "multiprocessing.resource_tracker",
     "multiprocessing.forkserver",
@@ -64,10 +64,10 @@ def descriptors() -> dict[int, str]:
     for folder in (Path("/proc/self/fd"), Path("/dev/fd")):
         if not folder.exists():
             continue
-        for name in os.listdir(folder):
+        for entry in list(folder.iterdir()):
             with contextlib.suppress(OSError):  # the descriptor of this very listing
-                os.fstat(int(name))
-                found[int(name)] = os.readlink(folder / name) if folder.name == "fd" else name
+                os.fstat(int(entry.name))
+                found[int(entry.name)] = str(entry.readlink()) if entry.is_symlink() else entry.name
         break
     return found
 
@@ -103,8 +103,9 @@ class Leftovers:
 class LoopWatch:
     """Sees from a thread of its own when something keeps the loop from turning, and where.
 
-    A loaded machine delays the loop through no fault of anybody's. So what counts is a loop that did not turn for half
-    a second and either stood at one and the same instruction all the time, or itself computed for half a second.
+    A loaded machine delays the loop through no fault of anybody's. So what counts is a loop that did not turn for
+    0.8 seconds and either stood at one and the same instruction all the time, or itself computed that long. The start
+    of a process does not count: it ends when the new process has had its first turn.
 
     Attributes:
         blocks: the stack of each such moment, from the place where the loop called.
@@ -156,7 +157,11 @@ class LoopWatch:
             if frame is not None and (now is not frame or now.f_lasti != place):
                 moved = True
             frame, place, looks = now, now.f_lasti, looks + 1
-            if looks >= _STUCK and (not moved or self._computed() - began > _STUCK * _TICK):
+            if (
+                looks >= _STUCK
+                and now.f_code.co_name != "_execute_child"
+                and (not moved or self._computed() - began > _STUCK * _TICK)
+            ):
                 stack = [line for line in traceback.format_stack(now) if _is_theirs(line)]
                 self.blocks.append("".join(stack[-4:]))
                 self._turned = True  # told once
@@ -209,7 +214,7 @@ def empty_folders() -> Iterator[Callable[[], list[str]]]:
     folders = [Path(home, "cwd"), Path(home, "tmp")]
     for folder in folders:
         folder.mkdir()
-    old_cwd, old_dir, old_environ = os.getcwd(), tempfile.tempdir, os.environ.get("TMPDIR")
+    old_cwd, old_dir, old_environ = Path.cwd(), tempfile.tempdir, os.environ.get("TMPDIR")
     os.chdir(folders[0])
     os.environ["TMPDIR"] = tempfile.tempdir = str(folders[1])
 
