@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import dask.config
@@ -156,6 +160,7 @@ async def test_an_executable_ends_with_the_worker_that_ran_it(
     await on_fragile.submit_tasks([task])
     await until(lambda: len(pids(path)) == 2)
     worker, program = pids(path)
+    await asyncio.sleep(0.3)  # the worker has told its guard of the program by now
     os.kill(worker, signal.SIGKILL)
     await until(lambda: task.is_final)
     assert isinstance(task.exception, WorkerLostError)
@@ -214,17 +219,44 @@ async def test_a_resource_that_leaves_with_its_worker_fails_its_tasks_after_the_
             assert "LICENCE=1" in str(task.exception)
 
 
-async def test_the_scheduler_gone_fails_what_it_held_and_what_waited(tmp_path: Path, until: Until) -> None:
-    cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0")
-    with cluster:
-        async with Session(backends=[DaskExecutionBackend(cluster=cluster.scheduler_address)]) as session:
-            tasks = [ComputeTask(function=time.sleep, args=(60,)) for _ in range(30)]
-            await session.submit_tasks(tasks)
-            await until(lambda: tasks[0].state is TaskState.RUNNING)
-            await asyncio.to_thread(cluster.close)
-            await session.wait_tasks(tasks, timeout=30)
-            assert all(isinstance(task.exception, BackendLostError | WorkerLostError) for task in tasks)
-            assert isinstance(tasks[-1].exception, BackendLostError)
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address and process of a scheduler that has one worker, each a program as on a cluster."""
+    file = tmp_path / "scheduler.json"
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> subprocess.Popen[bytes]:
+            process = stack.enter_context(
+                subprocess.Popen([sys.executable, "-m", *arguments], stderr=subprocess.DEVNULL)
+            )
+            stack.callback(process.kill)
+            return process
+
+        scheduler = start(
+            "distributed.cli.dask_scheduler",
+            *("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--dashboard-address", ":0"),
+            *("--scheduler-file", str(file)),
+        )
+        start("distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-nanny")
+        deadline = time.monotonic() + 30
+        while not file.exists() or not file.read_text().endswith("}"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield json.loads(file.read_text())["address"], scheduler
+
+
+async def test_a_scheduler_killed_fails_what_it_held_and_what_waited(
+    processes: tuple[str, subprocess.Popen[bytes]], tmp_path: Path, until: Until
+) -> None:
+    address, scheduler = processes
+    async with Session(backends=[DaskExecutionBackend(cluster=address)], work_dir=tmp_path) as session:
+        tasks = [ComputeTask(function=time.sleep, args=(60,)) for _ in range(300)]
+        await session.submit_tasks(tasks)
+        await until(lambda: tasks[0].state is TaskState.RUNNING)
+        scheduler.kill()
+        await session.wait_tasks(tasks, timeout=30)
+        assert {type(task.exception) for task in tasks} == {BackendLostError}
+        assert "scheduler" in str(tasks[-1].exception)
 
 
 async def test_a_client_closed_by_its_owner_fails_what_is_left(
