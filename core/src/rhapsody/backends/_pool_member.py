@@ -40,6 +40,7 @@ class Member(asyncio.Protocol):
         self.began = False  # it has the unit: the first task may have started
         self.ended = 0  # tasks of the unit that have ended; the next one is running
         self.unwanted: set[str] = set()  # uids of the unit that were canceled
+        self._told: ComputeTask | None = None  # the last task whose start was reported
         self._lane = lane
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -76,6 +77,8 @@ class Member(asyncio.Protocol):
         while not self._is_still() and time.monotonic() < patience:  # noqa: ASYNC110  # no event tells
             await asyncio.sleep(0.0005)
         if self.batch is batch and self.current is task:
+            if self._told is not task:  # the word to leave it out came too late, and it is not "never started"
+                self._lane.context.events.put([self._started(task)])
             self.kill()
             return CancelResult.STOPPED
         self._signal(signal.SIGCONT)
@@ -159,7 +162,7 @@ class Member(asyncio.Protocol):
             if current.uid in self.unwanted:  # it is left out, unless the word came a moment too late
                 asyncio.get_running_loop().call_later(_SKIPS, self._make_sure, current)
             else:
-                events.append(Started(current.uid, time.time(), self._ran_on))
+                events.append(self._started(current))
         if events:
             self._lane.context.events.put(events)
         if finished:
@@ -176,6 +179,10 @@ class Member(asyncio.Protocol):
         assert self._transport is not None
         self._transport.write(LENGTH.pack(len(body) + 1) + kind)
         self._transport.write(body)
+
+    def _started(self, task: ComputeTask) -> Started:
+        self._told = task
+        return Started(task.uid, time.time(), self._ran_on)
 
     def _make_sure(self, task: ComputeTask) -> None:
         if self.current is task:
