@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import queue
 import signal
 import socket
 import sys
@@ -30,18 +29,15 @@ from rhapsody.plugin import (
     hookimpl,
 )
 
+from .alone import COMMAND, pack
 from .backend import DragonBackend, node_policies, read_resources
-from .far import HEAD, Joiner, Kind, run_alone
 from .options import check, ranks_of
-from .pool import QUEUE_SIZE
 from .programs import GRACE, Program, marker_of, signal_task, stop_task
 from .runtime import DragonRuntime
 from .v2 import warn_once
 
 #: Seconds for the processes that still run at the end to be gone.
 END_DEADLINE: Final = 5.0
-#: Seconds for which the draining thread waits for a frame, before it looks whether it is still wanted.
-DRAIN_SECONDS: Final = 1.0
 
 
 class Job:
@@ -97,8 +93,8 @@ class Slots:
 class DragonExecutionBackendV1(DragonBackend):
     """Runs each task in a Dragon process of its own, for isolation; an executable of several ranks in a ProcessGroup.
 
-    An executable costs about 15 ms, a function about a second, since it starts an interpreter and imports Dragon in
-    it. V3 runs both a thousand times cheaper: it is recommended unless each function needs a process of its own.
+    An executable costs about 15 ms, a function about 0.2 s, since it starts an interpreter. V3 runs both far cheaper:
+    it is recommended unless each function needs a process of its own.
 
     Args:
         resources: `slots`, how many processes run at the same time (default: the processors of the runtime's nodes;
@@ -122,8 +118,7 @@ class DragonExecutionBackendV1(DragonBackend):
         super().__init__(name, batching=False)
         self._count, self._folder = read_resources(resources, name)
         self._jobs: dict[int, Job] = {}
-        self._outbox: Any = None
-        self._drainer: threading.Thread | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._ended = False
 
     @hookimpl
@@ -134,8 +129,6 @@ class DragonExecutionBackendV1(DragonBackend):
         await self._open(context)
 
     def _start(self, dragon: DragonRuntime) -> None:
-        from dragon.native.queue import Queue
-
         assert self._context is not None
         processors, self._policies = node_policies()
         self._here = not self._policies
@@ -144,9 +137,6 @@ class DragonExecutionBackendV1(DragonBackend):
         self._scratch = tempfile.TemporaryDirectory(
             prefix="rhapsody-dragon-", dir=dragon.home or self._context.sandbox, ignore_cleanup_errors=True
         )
-        self._outbox = Queue(maxsize=QUEUE_SIZE)
-        self._drainer = threading.Thread(target=self._drain, name="rhapsody-dragon-drain", daemon=True)
-        self._drainer.start()
         self._context.set_capacity(Capacity(slots=count))
 
     @hookimpl
@@ -192,29 +182,40 @@ class DragonExecutionBackendV1(DragonBackend):
             self._slots.release(ranks)
 
     def _run_function(self, job: Job) -> None:
+        from dragon.infrastructure.process_desc import ProcessOptions
         from dragon.native.process import Process
 
         payload = job.batch.encode()
-        if job.task.is_final:
+        if not job.batch.shipped:
+            self._forget_job(job)  # its end has been reported
             return
+        source, target = (self._folder_of_files() / f"{job.batch.uid}.{kind}" for kind in ("task", "end"))
+        source.write_bytes(pack(payload, sys.path))
         job.process = Process(
-            target=run_alone,
-            args=(0, job.batch.uid, payload, self._outbox, sys.path),
+            target=sys.executable,
+            args=["-c", COMMAND, str(source), str(target)],
             cwd=self._folder or ".",
             env={**os.environ, **self._marker(job)},
             stdout=Process.DEVNULL,
             stderr=Process.DEVNULL,
             policy=self._policy(job),
+            options=ProcessOptions(make_inf_channels=True),  # so that the function may use Dragon
         )
         job.process.start()
         self._has_started(job)
         code = self._join(job)
-        # Through the outbox, so that the frame of the task is read before this.
-        self._outbox.put(HEAD.pack(0, job.batch.uid, Kind.GONE) + str(code).encode())
+        outcomes = job.batch.decode(target.read_bytes()) if target.exists() else []
+        for file in (source, target, target.with_suffix(".part")):
+            file.unlink(missing_ok=True)
+        if not outcomes:
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            outcomes = [_failed(job, WorkerLostError(f"task {job.task.uid}: the process that ran it died ({how})"))]
+            self._explain(job, outcomes[0])
+        self._report(job, outcomes[0])
 
     def _run_program(self, job: Job) -> None:
         assert self._context is not None
-        folder = self._context.sandbox if job.task.capture_stdio else Path(self._scratch.name)
+        folder = self._context.sandbox if job.task.capture_stdio else self._folder_of_files()
         program = Program(job.task, self._context.session, folder)
         try:
             plan = program.plan(self._folder or str(Path.cwd()))
@@ -280,6 +281,10 @@ class DragonExecutionBackendV1(DragonBackend):
         if job.canceled or self._ended:  # it was asked for while the process was on its way
             self._end_processes(job)
 
+    def _folder_of_files(self) -> Path:
+        assert self._scratch is not None
+        return Path(self._scratch.name)
+
     def _marker(self, job: Job) -> dict[str, str]:
         assert self._context is not None
         return marker_of(self._context.session, job.task.uid)
@@ -291,34 +296,6 @@ class DragonExecutionBackendV1(DragonBackend):
         return socket.gethostname() if self._here else None
 
     # -- what comes back ---------------------------------------------------------------------------------------------
-
-    def _drain(self) -> None:
-        joiner = Joiner()
-        while True:
-            try:
-                message = joiner.feed(self._outbox.get(timeout=DRAIN_SECONDS))
-            except queue.Empty:
-                if self._runtime is not None and self._runtime.lost is not None:
-                    return
-                continue
-            if message is None:
-                continue
-            _, uid, kind, data = message
-            if kind is Kind.STOP:
-                return
-            job = self._jobs.get(uid)
-            if job is None:
-                continue
-            if kind is Kind.FRAME:
-                for outcome in job.batch.decode(data):
-                    self._report(job, outcome)
-            elif kind is Kind.GONE:
-                code = int(bytes(data))
-                how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                error = WorkerLostError(f"task {job.task.uid}: the process that ran it died ({how})")
-                outcome = _failed(job, error)
-                self._explain(job, outcome)
-                self._report(job, outcome)
 
     @staticmethod
     def _explain(job: Job, outcome: Outcome) -> None:
@@ -335,6 +312,9 @@ class DragonExecutionBackendV1(DragonBackend):
             job.reported = True
             assert self._context is not None
             self._context.events.put([outcome])
+        self._forget_job(job)
+
+    def _forget_job(self, job: Job) -> None:
         self._jobs.pop(job.batch.uid, None)
         job.over.set()
 
@@ -378,23 +358,18 @@ class DragonExecutionBackendV1(DragonBackend):
         await self._close()
 
     def _stop(self) -> None:
-        if self._outbox is None:
-            return
         self._ended = True
-        lost = self._runtime is not None and self._runtime.lost is not None
-        jobs = list(self._jobs.values())
-        if not lost:
+        if self._scratch is None:
+            return
+        if self._runtime is None or self._runtime.lost is None:
+            jobs = list(self._jobs.values())
             for job in jobs:
                 signal_task(self._marker(job), signal.SIGKILL) if self._here else self._signal(job, signal.SIGKILL)
             until = time.monotonic() + END_DEADLINE
             for job in jobs:
                 job.over.wait(max(0.0, until - time.monotonic()))
-            self._outbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=1.0)
-            if self._drainer is not None:
-                self._drainer.join(DRAIN_SECONDS + 1.0)
-            self._outbox.destroy()
-        self._outbox = None
         self._scratch.cleanup()
+        self._scratch = None
 
 
 def _failed(job: Job, error: Exception) -> Outcome:
