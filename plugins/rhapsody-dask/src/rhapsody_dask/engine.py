@@ -161,7 +161,7 @@ class Engine:
         except (TypeError, ValueError) as error:
             raise BackendConfigurationError(f"LocalCluster refused {dict(self._keywords)!r}: {error}") from error
         except (OSError, RuntimeError) as error:
-            raise BackendStartError(f"LocalCluster did not start: {error}") from error
+            raise BackendStartError(f"LocalCluster did not start: {error} ({_root_of(error)})") from error
 
     async def close(self, wait: bool) -> None:
         """Close what was opened here, the client first: otherwise both complain. On the engine's loop.
@@ -193,6 +193,12 @@ def _loop_of(given: Client | Cluster) -> asyncio.AbstractEventLoop:
     if loop is None or loop.is_closed():
         raise BackendConfigurationError(f"{given!r} has no running event loop: it was closed, or never started")
     return loop  # type: ignore[no-any-return]  # tornado ships no types for it
+
+
+def _root_of(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
 
 
 async def _kill_workers(cluster: LocalCluster) -> None:

@@ -105,6 +105,14 @@ def check_cluster_keywords(given: Mapping[str, Any], known: Iterable[str]) -> No
             near = difflib.get_close_matches(str(key), known, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "it takes n_workers, threads_per_worker, ..."
             raise BackendConfigurationError(f"LocalCluster has no keyword {key!r} (in resources of dask): {hint}")
+    _check_counts(given)
+
+
+def _check_counts(given: Mapping[str, Any]) -> None:
+    for key in ("n_workers", "threads_per_worker"):
+        value = given.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise BackendConfigurationError(f"resources of dask: {key} must be an integer from 0, not {value!r}")
 
 
 def placement_of(task: ComputeTask, backend: str) -> Placement:
