@@ -118,7 +118,7 @@ def load_backend(name: str) -> type[ExecutionBackend]:
     return _load(points[0])
 
 
-def get_backend(name: str, **options: Any) -> ExecutionBackend:
+def get_backend(name: str, /, **options: Any) -> ExecutionBackend:
     """Build a backend by name: `get_backend("dask", resources={"n_workers": 4})`.
 
     Args:
