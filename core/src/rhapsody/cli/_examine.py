@@ -3,9 +3,10 @@
 A backend that hangs, exits, or takes the whole process down is then a line in the report. What happens is written to
 a file as it happens, one JSON object a line, so that the last line tells where it ended:
 
-    {"stage": "start", "seconds": 0.01}             a stage that went well
-    {"stage": "start", "problem": "...", "remedy": "..."}   the first that did not
-    {"stage": "end"}                                 all of it was run
+    {"stage": "start"}                                      a stage begins
+    {"stage": "start", "seconds": 0.01}                     it went well
+    {"stage": "start", "problem": "...", "remedy": "..."}   or it did not, and this is the last line
+    {"stage": "end"}                                        all of it was run
 """
 
 from __future__ import annotations
@@ -131,6 +132,7 @@ class Examination:
 
     def _enter(self, stage: str) -> None:
         self._stage = stage
+        self._write()
         self._began = time.perf_counter()
 
     def _passed(self) -> None:

@@ -22,7 +22,7 @@ from ..discovery import KNOWN, available_backends
 from ..errors import SettingsError
 from ._common import console, print_json, scratch
 
-_GRACE: Final = 15.0  # seconds that an examination has to clean up after SIGINT
+_GRACE: Final = (5.0, 10.0)  # seconds that an examination has to clean up after the first SIGINT, and the second
 _TAIL: Final = 600  # characters of what a process said before it died
 
 _HEADER: Final = f"{'Backend':<16}{'load':>9}{'start':>9}{'function':>10}{'program':>9}{'shutdown':>10}"
@@ -135,13 +135,13 @@ def examine(name: str, folder: str, timeout: float) -> dict[str, Any]:
         row |= {"problem": last["problem"], "remedy": last["remedy"] or None, "stage": last["stage"]}
     elif code is None:
         row |= {
-            "problem": f"it did not come to its end within {timeout:g} s (after: {last.get('stage', 'nothing')})",
+            "problem": f"it did not come to its end within {timeout:g} s (during: {last.get('stage', 'its start')})",
             "remedy": f"RHAPSODY_LOG_LEVEL=DEBUG rhapsody doctor {name} shows what it waits for\n{tail}".rstrip(),
         }
     elif last.get("stage") != "end" or code != 0:
         ended = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
         row |= {
-            "problem": f"its process ended with {ended} (after: {last.get('stage', 'nothing')})",
+            "problem": f"its process ended with {ended} (during: {last.get('stage', 'its start')})",
             "remedy": f"the last that it said:\n{tail}" if tail else "it said nothing",
         }
     return row
@@ -149,12 +149,11 @@ def examine(name: str, folder: str, timeout: float) -> dict[str, Any]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End an examination that still runs: as Ctrl-C would, and then for good."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            pass  # it is killed below
+    for seconds in _GRACE:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # there is one more way
+                process.wait(seconds)
     with contextlib.suppress(ProcessLookupError):  # the group is gone where nothing was left behind
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
