@@ -157,7 +157,7 @@ def run(key: Key, command: Command, guard: Guard) -> Finished:
         if execution.stopped:  # before it could start
             return Finished(None, stopped=True)
         try:
-            process = _start(command)
+            process = _start(command, guard)
         except (OSError, ValueError, subprocess.SubprocessError) as error:  # not found, no such cwd, a NUL, ...
             return Finished(None, problem=f"could not start {command.argv[0]!r}: {error}", stopped=execution.stopped)
         return _follow(process, execution, command, guard)
@@ -208,7 +208,10 @@ def running() -> list[Key]:
     return list(_running)
 
 
-def _start(command: Command) -> subprocess.Popen[bytes]:
+def _start(command: Command, guard: Guard) -> subprocess.Popen[bytes]:
+    environment = guard.environment()
+    for name, value in (command.environment or {}).items():
+        environment[os.fsencode(name)] = os.fsencode(value)
     files: list[int] = []
     try:
         stdin: int = subprocess.DEVNULL
@@ -228,7 +231,7 @@ def _start(command: Command) -> subprocess.Popen[bytes]:
             stdout=stdout,
             stderr=stderr,
             cwd=command.cwd,
-            env={**os.environ, **command.environment} if command.environment else None,
+            env=environment,
             start_new_session=True,
         )
     finally:

@@ -1,14 +1,17 @@
 """A small process that ends what its parent started, should the parent die without doing so.
 
-No code of ours runs when a process gets SIGKILL, or SIGTERM without a handler. So the process groups that a backend
-starts (executables, pool workers) are named to a guard: this file, run by a bare interpreter, reading lines from a
-pipe. When its parent dies, it sends SIGTERM to every group still named, SIGKILL after a grace period, and exits. A
-parent that ends in good order has unnamed them all.
+No code of ours runs when a process gets SIGKILL, or SIGTERM without a handler. So there is a guard beside it: this
+file, run by a bare interpreter. When its parent dies, it sends SIGTERM to all that the parent had started, SIGKILL
+after a grace period, and exits. It knows what that is in two ways:
+
+- Process groups (executables, pool workers) are named to it through a pipe: a line `+PGID` names a group, `-PGID`
+  takes it back, `.` ends the guard. A parent that ends in good order has unnamed them all.
+- A parent may die between the start of a process and its naming; and what it started may leave its group. So every
+  process that is started carries a mark in its environment, which its descendants inherit, and which is looked for
+  where there is a /proc.
 
 The pipe alone would not tell of the parent's death: whatever the parent forks (a pool of `multiprocessing`, say) holds
 the pipe open too, and may live on. So the guard watches the parent itself.
-
-The protocol, a line each: `+PGID` names a group, `-PGID` takes it back, `.` ends the guard.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import time
 from typing import Final
 
 GRACE: Final = 1.0  # seconds from SIGTERM to SIGKILL
+_MARK: Final = b"RHAPSODY_GUARD"  # the variable
 _LOOK: Final = 0.2  # seconds between two looks for the parent, where no descriptor tells of its death
 
 
@@ -34,6 +38,19 @@ class Guard:
         self._process: subprocess.Popen[bytes] | None = None
         self._groups: set[int] = set()
         self._owner = os.getpid()
+        self._mark = _new_mark()
+
+    def environment(self) -> dict[bytes, bytes]:
+        """Return the environment for a process that is about to be started: this process's own, marked.
+
+        Raises:
+            OSError: the guard cannot be started.
+        """
+        with self._lock:
+            self._own()
+            if self._process is None:
+                self._process = self._start()
+            return {**os.environb, _MARK: self._mark}
 
     def watch(self, group: int) -> None:
         """Have the process group ended if this process dies.
@@ -42,8 +59,7 @@ class Guard:
             OSError: the guard cannot be started.
         """
         with self._lock:
-            if self._owner != os.getpid():  # forked: the guard and its groups are those of the process we come from
-                self._process, self._groups, self._owner = None, set(), os.getpid()
+            self._own()
             self._groups.add(group)
             self._tell(b"+%d\n" % group)
 
@@ -73,6 +89,10 @@ class Guard:
                 process.kill()
                 process.wait()
 
+    def _own(self) -> None:
+        if self._owner != os.getpid():  # forked: the guard and its groups are those of the process we come from
+            self._process, self._groups, self._owner, self._mark = None, set(), os.getpid(), _new_mark()
+
     def _tell(self, line: bytes) -> None:
         process = self._process
         if process is not None:
@@ -90,14 +110,14 @@ class Guard:
         assert process.stdin is not None
         os.write(process.stdin.fileno(), b"".join(b"+%d\n" % group for group in self._groups))
 
-    @staticmethod
-    def _start() -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(os.getpid())],
+            [sys.executable, "-I", "-S", __file__, str(os.getpid()), self._mark.decode()],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
+            env={name: value for name, value in os.environb.items() if name != _MARK},  # it is not for others to end
             start_new_session=True,  # out of reach of the terminal's Ctrl-C
         )
 
@@ -113,8 +133,8 @@ def kill_group(group: int, signum: int) -> bool:
     return True
 
 
-def _listen(parent: int) -> set[int]:
-    """Follow what the parent names, until it is done or dead. Returns the groups that are left."""
+def _listen(parent: int) -> set[int] | None:
+    """Follow what the parent names, until it is dead. Returns the groups that are left; None if it ended in order."""
     groups: set[int] = set()
     poll = select.poll()
     poll.register(0, select.POLLIN)
@@ -135,20 +155,62 @@ def _listen(parent: int) -> set[int]:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 if line == b".":
-                    return groups
+                    return groups or None
                 (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
     return groups
 
 
+def _new_mark() -> bytes:
+    return f"{os.getpid()}.{os.urandom(8).hex()}".encode()
+
+
+def _marked(mark: str) -> set[int]:
+    """Return the processes that carry the mark."""
+    wanted = b"%s=%s" % (_MARK, mark.encode())
+    found = set()
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():  # noqa: PTH112, PTH208  # pathlib is slow to import
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/environ", "rb") as environ:  # noqa: PTH123
+                    if wanted in environ.read().split(b"\0"):
+                        found.add(int(entry))
+            except OSError:  # it has ended, or belongs to another user
+                continue
+    return found
+
+
+def _end(groups: set[int], mark: str) -> None:
+    """End groups and what carries the mark: SIGTERM to each once, SIGKILL to those left after the grace period."""
+    told: set[int] = set()
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline:  # to its end: a process that was about to start has no mark for a moment
+        processes = _marked(mark) - told
+        for group in groups - told:
+            kill_group(group, signal.SIGTERM)
+        for process in processes - groups:
+            _kill(process, signal.SIGTERM)
+        told |= groups | processes
+        time.sleep(0.05)
+    left = True
+    while left and time.monotonic() < deadline + GRACE:
+        left = bool({group for group in groups if kill_group(group, signal.SIGKILL)})
+        for process in _marked(mark):
+            _kill(process, signal.SIGKILL)
+            left = True
+        time.sleep(0.05)
+
+
+def _kill(process: int, signum: int) -> None:
+    try:
+        os.kill(process, signum)
+    except (ProcessLookupError, PermissionError):  # it has ended, or took other rights
+        pass
+
+
 def _main() -> None:
     groups = _listen(int(sys.argv[1]))
-    alive = {group for group in groups if kill_group(group, signal.SIGTERM)}
-    deadline = time.monotonic() + GRACE
-    while alive and time.monotonic() < deadline:
-        time.sleep(0.02)
-        alive = {group for group in alive if kill_group(group, 0)}
-    for group in alive:
-        kill_group(group, signal.SIGKILL)
+    if groups is not None:
+        _end(groups, sys.argv[2])
 
 
 if __name__ == "__main__":

@@ -148,6 +148,7 @@ class ProcessLane:
                 process = subprocess.Popen(  # noqa: ASYNC220  # two milliseconds, and it needs no child watcher
                     [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path)],
                     stdin=subprocess.DEVNULL,
+                    env=self._guard.environment(),
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                 )
