@@ -23,12 +23,17 @@ HANG = 300.0  # seconds; a pilot takes 20 on a quiet machine
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Return the processes that were started for a pilot in a folder, whoever their parent is now."""
+    """Return the processes that were started for a pilot in a folder, whoever their parent is now.
+
+    RADICAL-Pilot's daemons overwrite their command lines and environments with a name, but they stay in their folders.
+    """
     found = []
     for process in psutil.process_iter():
         try:
-            mine = str(folder) in process.environ().get("RADICAL_BASE", "") or str(folder) in " ".join(process.cmdline())
-            if mine and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
+                continue
+            places = [process.cwd(), process.environ().get("RADICAL_BASE", ""), *process.cmdline()]
+            if any(f"{folder}/" in place for place in places):
                 found.append(process)
         except psutil.Error:  # it ended, or is not ours to look at
             continue
@@ -52,15 +57,17 @@ class Script:
         self.home.mkdir(parents=True)
         (folder / "script.py").write_text(textwrap.dedent(text))
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(self.home), "LC_ALL": "C.UTF-8"}
-        self.process = subprocess.Popen(  # no activated environment
-            [sys.executable, "-u", "script.py"],
-            cwd=folder,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=(folder / "stderr.txt").open("w"),
-            start_new_session=True,
-        )
+        with (folder / "stderr.txt").open("w") as stderr:
+            self.process = subprocess.Popen(  # no activated environment
+                [sys.executable, "-u", "script.py"],
+                cwd=folder,
+                env=environment,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+            )
         assert self.process.stdout is not None
         self.stdout = self.process.stdout
 
@@ -91,7 +98,9 @@ class Script:
 
     def end(self) -> None:
         """End it and what it started, should the test have failed."""
-        for process in [*processes_of(self.folder), psutil.Process(self.process.pid)] if self.process.poll() is None else []:
+        for process in (
+            [*processes_of(self.folder), psutil.Process(self.process.pid)] if self.process.poll() is None else []
+        ):
             try:
                 process.kill()
             except psutil.NoSuchProcess:

@@ -7,12 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from rhapsody.api import ComputeTask, Resources
 from rhapsody.errors import UnsupportedError
 from rhapsody_radical.description import check, describe_executable, describe_unit, escape
 
-ODD = ["a b", "$HOME", "`date`", "$(date)", '"q"', "it's", "back\\slash", "new\nline", "", "*", "~", "ü", "!x", "a;b|c&d<e>f"]
+ODD = [
+    "a b",
+    "$HOME",
+    "`date`",
+    "$(date)",
+    '"q"',
+    "it's",
+    "back\\slash",
+    "new\nline",
+    "",
+    "*",
+    "~",
+    "ü",
+    "!x",
+    "a;b|c&d<e>f",
+]
 
 
 def described(task: ComputeTask, **more: Any) -> dict[str, Any]:
@@ -65,7 +79,9 @@ def test_resources_become_ranks_cores_gpus_and_megabytes_of_each_rank() -> None:
 
 
 def test_a_unit_of_one_function_carries_the_resources_of_its_task() -> None:
-    task = ComputeTask(function=print, resources=Resources(cores_per_rank=2), backend_options={"pre_exec": "module load x"})
+    task = ComputeTask(
+        function=print, resources=Resources(cores_per_rank=2), backend_options={"pre_exec": "module load x"}
+    )
     fields = describe_unit(["python", "-m", "a b"], "task.7", task)
     assert fields["executable"] == "python -m 'a b'"
     assert (fields["cores_per_rank"], fields["pre_exec"]) == (2, ["module load x"])

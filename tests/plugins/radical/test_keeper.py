@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 import rhapsody_radical.keeper
 
 from .conftest import wait_until
@@ -46,7 +45,9 @@ def start() -> Iterator[Start]:
         reader, lifeline = os.pipe()
         opened.append(lifeline)
         command = [sys.executable, "-I", "-S", KEEPER, str(reader), sid, "--", sys.executable, "-c", CLIENT % then]
-        keeper = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=(reader,), start_new_session=True)
+        keeper = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, pass_fds=(reader,), start_new_session=True
+        )
         os.close(reader)
         keepers.append(keeper)
         assert keeper.stdout is not None
@@ -84,7 +85,9 @@ def test_everything_ends_at_once_when_the_parent_says_so(start: Start) -> None:
 
 
 def test_the_client_is_asked_to_close_when_the_keeper_gets_sigterm(start: Start) -> None:
-    keeper, _, daemon = start("signal.signal(signal.SIGTERM, lambda *_: (print('closed', flush=True), sys.exit()));" + LIVES_ON)
+    keeper, _, daemon = start(
+        "signal.signal(signal.SIGTERM, lambda *_: (print('closed', flush=True), sys.exit()));" + LIVES_ON
+    )
     keeper.terminate()
     keeper.wait(30)
     assert keeper.stdout is not None

@@ -8,7 +8,6 @@ from typing import Any
 
 import attrs
 import pytest
-
 from rhapsody.api import ComputeTask, TaskState
 from rhapsody.errors import TaskExecutionError, WorkerLostError
 from rhapsody.plugin import Event, Outcome, Returned, Started

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from rhapsody.errors import BackendConfigurationError
 from rhapsody_radical import catalogue, description, resources
 from rhapsody_radical.backend import RadicalExecutionBackend

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
-from rhapsody.api import ComputeTask, Resources, TaskState
+from rhapsody.api import ComputeTask, TaskState
 from rhapsody.errors import BackendStartError, SubmitError, UnsupportedError
 from rhapsody.plugin import (
     BackendCapabilities,
@@ -42,7 +42,9 @@ if not catalogue.installed():
 
 BULK: Final = 1024  # executables that are given to RADICAL-Pilot in one call
 UNITS_PER_SLOT: Final = 2  # one that runs, and one that waits at the agent for the slot to be free
-LOCAL_TIME: Final = 300.0  # seconds that a pilot on this machine may take: 20 on a quiet one, and many times that on a busy one
+LOCAL_TIME: Final = (
+    300.0  # seconds that a pilot on this machine may take: 20 on a quiet one, and many times that on a busy one
+)
 QUEUE_TIME: Final = 24 * 3600.0  # seconds that a pilot may wait in the queue of a batch system
 _ODD: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -114,19 +116,7 @@ class RadicalExecutionBackend(ExecutionBackend):
         """Refuse options that RADICAL-Pilot does not have, and tasks that are larger than the pilot."""
         for task in tasks:
             description.check(task, self.name)
-            wanted = task.resources or Resources()
-            if wanted.ranks * wanted.cores_per_rank > self.request.slots:
-                raise UnsupportedError(
-                    f"task {task.uid} wants {wanted.ranks * wanted.cores_per_rank} cores, and the pilot of backend "
-                    f"{self.name!r} has {self.request.slots}: ask for a larger pilot with resources={{'cores': ...}}"
-                )
-            if wanted.gpus_per_rank and "nodes" not in self.request.description:
-                gpus = self.request.description.get("gpus", 0)
-                if wanted.ranks * wanted.gpus_per_rank > gpus:
-                    raise UnsupportedError(
-                        f"task {task.uid} wants GPUs, and the pilot of backend {self.name!r} has {gpus}: "
-                        "ask for them with resources={'gpus': ...}"
-                    )
+            description.check_size(task, self.name, self.request)
 
     @hookimpl
     def rhapsody_batch(self, backlog: Backlog) -> Sequence[ComputeTask] | None:

@@ -1,10 +1,11 @@
-"""A task in RADICAL-Pilot's words. Pure: no engine, no files."""
+"""A task in RADICAL-Pilot's words, and what is refused. No engine; of files, only whether there is an MPI."""
 
 from __future__ import annotations
 
 import math
 import re
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Final
@@ -12,7 +13,7 @@ from typing import Any, Final
 from rhapsody.api import ComputeTask, Resources
 from rhapsody.errors import UnsupportedError, describe
 
-from .resources import nearest
+from .resources import PilotRequest, nearest
 
 _LIST: Final = (list, tuple)
 _NUMBER: Final = (int, float)
@@ -96,6 +97,36 @@ def check(task: ComputeTask, backend: str) -> None:
         _check_option(task, backend, option, value)
     if task.function is not None and (task.resources or Resources()).ranks > 1:
         _refuse(task, backend, "a function cannot run in several ranks; make it an executable")
+
+
+def check_size(task: ComputeTask, backend: str, request: PilotRequest) -> None:
+    """Refuse a task that the pilot could never place, and which RADICAL-Pilot would keep waiting.
+
+    Raises:
+        UnsupportedError: names the task, what it wants, and what the pilot has.
+    """
+    options = task.backend_options or {}
+    wanted = task.resources or Resources()
+    ranks = options.get("ranks", wanted.ranks)
+    cores = ranks * options.get("cores_per_rank", wanted.cores_per_rank)
+    gpus = ranks * options.get("gpus_per_rank", wanted.gpus_per_rank)
+    has_gpus = request.description.get("gpus", 0)
+    if cores > request.slots:
+        _refuse(
+            task,
+            backend,
+            f"it wants {cores} cores, and the pilot has {request.slots}; "
+            f"ask for a larger one with resources={{'cores': {cores}}}",
+        )
+    if gpus > has_gpus and "nodes" not in request.description:
+        _refuse(
+            task,
+            backend,
+            f"it wants {gpus:g} GPUs, and the pilot has {has_gpus}; "
+            f"ask for them with resources={{'gpus': {math.ceil(gpus)}}}",
+        )
+    if ranks > 1 and request.local and not (shutil.which("mpirun") or shutil.which("mpiexec")):
+        _refuse(task, backend, "it wants several ranks, and neither mpirun nor mpiexec is on PATH; install an MPI")
 
 
 def describe_executable(task: ComputeTask, uid: str, backend: str, stdin: str | None = None) -> dict[str, Any]:

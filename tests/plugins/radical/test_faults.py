@@ -1,0 +1,215 @@
+"""What goes wrong with a pilot, and with the program that uses it; each in a process of its own, as a user's is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from .conftest import HANG, Script, processes_of, wait_until
+
+pytestmark = [pytest.mark.engine("radical"), pytest.mark.slow, pytest.mark.timeout(2 * HANG)]
+
+Start = Callable[[str], Script]
+
+BEGINNING = """
+    import asyncio, os, sys, time
+    from rhapsody.api import ComputeTask, Session
+    from rhapsody.backends import RadicalExecutionBackend
+
+    def tell(tasks):
+        for task in tasks:
+            print(task.state, type(task.exception).__name__, str(task.exception).splitlines()[0])
+
+    async def hold(session):
+        tasks = [ComputeTask(executable="sleep", arguments=[1000]) for _ in range(4)]
+        tasks += [ComputeTask(function=time.sleep, args=(1000,)) for _ in range(4)]
+        await session.submit_tasks(tasks)
+        while not any(task.state == "RUNNING" for task in tasks):
+            await asyncio.sleep(0.1)
+        print("running")
+        return tasks
+"""
+
+WAITS = (
+    BEGINNING
+    + """
+    async def main():
+        async with Session(backends=[RadicalExecutionBackend(resources={"cores": 2})]) as session:
+            tasks = await hold(session)
+            await session.wait_tasks(tasks)
+            tell(tasks)
+
+    asyncio.run(main())
+    print("ended well")
+"""
+)
+
+
+def client_of(folder: Path) -> psutil.Process:
+    """Return the process that holds RADICAL-Pilot's client: the child of the keeper."""
+    [keeper] = [process for process in processes_of(folder) if "keeper.py" in " ".join(process.cmdline())]
+    [client] = [child for child in keeper.children() if "rhapsody_radical.bridge" in child.cmdline()]
+    return client
+
+
+@pytest.fixture(scope="module")
+def last_minute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
+    """A pilot whose runtime is over while the other tests of the module run."""
+    script = Script(
+        tmp_path_factory.mktemp("minute"),
+        WAITS.replace('{"cores": 2}', '{"cores": 2, "runtime": 1}'),
+    )
+    yield script
+    script.end()
+
+
+@pytest.fixture(scope="module")
+def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Script]]:
+    """Programs that will not end well, all started at the same time."""
+    texts = dict.fromkeys(("SIGINT", "SIGTERM", "SIGKILL"), WAITS)
+    texts["exception"] = WAITS.replace("await session.wait_tasks(tasks)", 'raise LookupError("mine")')
+    scripts = {name: Script(tmp_path_factory.mktemp(name), text) for name, text in texts.items()}
+    yield scripts
+    for script in scripts.values():
+        script.end()
+
+
+def test_two_sessions_at_once_do_not_disturb_each_other_and_a_dead_agent_takes_only_its_own(
+    script: Start, last_minute: Script
+) -> None:
+    both = script(
+        BEGINNING
+        + """
+    async def main():
+        backends = [RadicalExecutionBackend(resources={"cores": 1}) for _ in range(2)]
+        sessions = [Session(backends=[backend]) for backend in backends]
+        await asyncio.gather(*[session.start() for session in sessions])
+        one, other = sessions
+        tasks = await hold(one)
+        await one.wait_tasks(tasks)
+        tell(tasks)
+        await one.close()
+        more = [ComputeTask(executable="echo", arguments=["alive"]), ComputeTask(function=abs, args=(-7,))]
+        await other.submit_tasks(more)
+        await other.wait_tasks(more)
+        print(more[0].stdout.strip(), more[1].return_value)
+        await other.close()
+
+    asyncio.run(main())
+    print("ended well")
+"""
+    )
+    both.expect("running")
+    agents = [process for process in processes_of(both.folder) if process.name() == "rp.agent.0"]
+    assert len(agents) == 2
+    sandboxes = sorted(both.folder.glob("rhapsody.*"))
+    first = next(agent for agent in agents if str(sandboxes[0]) in agent.cwd())
+    first.kill()
+    said = both.finish().splitlines()
+    assert [line.startswith("FAILED PilotLostError backend 'radical': the pilot on") for line in said[:8]] == [True] * 8
+    assert said[8:] == ["alive 7", "ended well"]
+    assert both.stderr == ""
+    both.leaves_nothing()
+
+
+def test_the_death_of_the_process_that_holds_radical_pilot_is_told(script: Start) -> None:
+    user = script(WAITS)
+    user.expect("running")
+    client_of(user.folder).kill()
+    said = user.finish().splitlines()
+    assert all(
+        "FAILED PilotLostError" in line and "process that held RADICAL-Pilot ended" in line for line in said[:-1]
+    )
+    assert said[-1] == "ended well"
+    user.leaves_nothing()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_nothing_survives_a_program_that_a_signal_ends(doomed: dict[str, Script], name: str) -> None:
+    user = doomed[name]
+    user.expect("running")
+    user.process.send_signal(signal.Signals[name])
+    user.finish()
+    assert user.process.returncode != 0
+    user.leaves_nothing()
+
+
+def test_an_exception_of_the_user_ends_the_pilot(doomed: dict[str, Script]) -> None:
+    user = doomed["exception"]
+    user.expect("running")
+    user.finish()
+    assert user.stderr.splitlines()[-1] == "LookupError: mine"
+    user.leaves_nothing()
+
+
+def test_ctrl_c_while_the_pilot_starts_ends_it_in_good_order(script: Start) -> None:
+    user = script(WAITS)
+    wait_until(lambda: len(processes_of(user.folder)) > 8, "some processes of RADICAL-Pilot")
+    began = time.monotonic()
+    os.killpg(user.process.pid, signal.SIGINT)  # as a terminal does, to the whole foreground group
+    user.finish()
+    assert time.monotonic() - began < 60
+    assert "KeyboardInterrupt" in user.stderr.splitlines()[-1]
+    user.leaves_nothing()
+
+
+def test_a_pilot_that_fails_says_why_and_the_program_goes_on(script: Start) -> None:
+    user = script(
+        BEGINNING
+        + """
+    from pathlib import Path
+
+    folder = Path.home() / ".radical" / "pilot" / "configs"
+    folder.mkdir(parents=True)
+    (folder / "resource_local.json").write_text('{"localhost": {"virtenv_mode": "use", "virtenv": "/no/such/env"}}')
+
+    async def main():
+        try:
+            async with Session(backends=[RadicalExecutionBackend()]):
+                print("started")
+        except Exception as error:
+            print(type(error).__name__, str(error).replace(chr(10), " "))
+
+    asyncio.run(main())
+    (folder / "resource_local.json").unlink()
+    for path in (folder, *list(folder.parents)[:2]):
+        path.rmdir()
+    print("ended well")
+"""
+    )
+    said = user.finish().splitlines()
+    assert said[0].startswith("BackendStartError backend 'radical'")
+    assert "ERROR: given virtenv does not exist at /no/such/env" in said[0]
+    assert said[1:] == ["ended well"]
+    user.leaves_nothing()
+
+
+def test_when_its_runtime_is_over_a_pilot_is_lost_and_says_so(last_minute: Script) -> None:
+    last_minute.expect("running")
+    said = last_minute.finish().splitlines()
+    assert len(said) == 9
+    assert all("FAILED PilotLostError" in line and "its runtime was 1 minute" in line for line in said[:8])
+    assert said[8] == "ended well"
+    last_minute.leaves_nothing()
+
+
+def test_a_folder_that_radical_pilots_shell_scripts_cannot_take_is_refused(script: Start) -> None:
+    user = script(
+        BEGINNING
+        + """
+    async def main():
+        async with Session(backends=[RadicalExecutionBackend()], work_dir="with a space"):
+            pass
+
+    asyncio.run(main())
+"""
+    )
+    user.finish()
+    assert "take no spaces or special characters; choose another folder with Session(work_dir=...)" in user.stderr
+    user.leaves_nothing()
