@@ -7,6 +7,7 @@ UV     := $(BIN)/uv
 STAMP  := $(VENV)/.installed
 PROJECTS := core plugins/rhapsody-dask plugins/rhapsody-dragon plugins/rhapsody-radical
 EDITABLE := -e 'core[test,docs,bench]' $(patsubst %,-e %,$(filter plugins/%,$(PROJECTS)))
+DIST     ?= dist
 ENGINES  ?= concurrent,dask,dragon,radical
 
 # uv trusts the machine's own certificates, as pip does where it was told to.
@@ -57,9 +58,9 @@ docs: install  ## build the documentation, warnings are errors
 	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
 
 dist: install  ## a wheel and an sdist of every distribution in dist/
-	@rm -rf dist
-	@for project in $(PROJECTS); do $(UV) build --quiet --out-dir dist $$project || exit 1; done
-	@ls dist
+	@rm -rf $(DIST)
+	@for project in $(PROJECTS); do $(UV) build --quiet --no-create-gitignore --out-dir $(DIST) $$project || exit 1; done
+	@ls $(DIST)
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) dist docs/_build

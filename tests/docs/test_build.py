@@ -1,0 +1,38 @@
+"""Sphinx builds the documentation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .pages import ROOT
+
+
+def test_the_documentation_builds_without_a_warning_and_every_page_is_in_it(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx", reason="the documentation's build is not installed")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "-q",
+            "-W",
+            "--keep-going",
+            "-d",
+            tmp_path / "cache",
+            "docs",
+            tmp_path / "html",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    sources = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
+    built = {path.relative_to(tmp_path / "html").with_suffix("") for path in (tmp_path / "html").rglob("*.html")}
+    assert {source for source in sources if source.parts[0] != "_build"} <= built
+    assert Path("reference/hooks") in built

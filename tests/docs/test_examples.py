@@ -1,0 +1,51 @@
+"""The examples run as they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .pages import ROOT
+
+EXPECTED = {
+    "parameter_sweep.py": "best: 0.9",
+    "active_learning.py": "round 8: energy 0.0",
+    "two_backends.py": "primes: [168, 303, 430, 550,",
+    "faults.py": "1 CANCELED, 5 DONE, 6 FAILED",
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_example_runs_says_what_it_should_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+    settings = {key: value for key, value in os.environ.items() if not key.startswith("RHAPSODY_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "examples" / name)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=settings,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert EXPECTED[name] in done.stdout
+    assert done.stderr == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_example_for_the_local_backend_is_listed_and_run() -> None:
+    listed = (ROOT / "examples" / "README.md").read_text()
+    assert [name for name in EXPECTED if f"[{name}]({name})" not in listed] == []
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} <= {*EXPECTED, *_of_engines()}
+
+
+def _of_engines() -> set[str]:
+    """Examples that need an engine are run by the tests of its plugin."""
+    return {
+        path.name
+        for path in (ROOT / "examples").glob("*.py")
+        if path.stem.split("_")[0] in ("dask", "dragon", "radical")
+    }
