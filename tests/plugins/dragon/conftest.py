@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-pytestmark = pytest.mark.engine("dragon")
+# Without the engine there is nothing to collect here; where it is required, the imports fail and say so.
+IS_INSTALLED = all(importlib.util.find_spec(package) is not None for package in ("rhapsody_dragon", "dragon"))
+if not IS_INSTALLED and "dragon" not in os.environ.get("RHAPSODY_REQUIRE_BACKENDS", "").split(","):
+    collect_ignore_glob = ["test_*.py"]
+
+#: In the environment of whatever a script of these tests starts, however it detaches itself.
+MARK = "RHAPSODY_DRAGON_TESTS"
+#: Seconds in which nothing may be left, however a session ended.
+CLEAN = 20.0
 
 
-def shared_memory() -> set[str]:
-    """The files of Dragon in shared memory."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith("D")}
+def marked(mark: str) -> list[psutil.Process]:
+    """The processes that descend from the script of this mark."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
+                found.append(process)
+        except psutil.Error:  # it has ended, or is another user's
+            continue
+    return found
 
 
-def descendants() -> list[psutil.Process]:
-    """The processes that this one started, the watchdog and the runtime under it among them."""
-    return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+def shared_memory(processes: list[psutil.Process]) -> set[str]:
+    """The files of Dragon in shared memory that these processes have mapped."""
+    files = set()
+    for process in processes:
+        try:
+            text = Path("/proc", str(process.pid), "maps").read_text()
+        except OSError:  # it has ended
+            continue
+        files |= {line.split()[5] for line in text.splitlines() if " /dev/shm/D" in line}
+    return files
 
 
-def wait_for(condition, seconds: float, what: str) -> None:
+def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
     """Wait until something is true; fail with what was waited for if it does not come."""
     until = time.monotonic() + seconds
     while not condition():
@@ -33,21 +59,64 @@ def wait_for(condition, seconds: float, what: str) -> None:
         time.sleep(0.05)
 
 
+class Script:
+    """A user's script in a process of its own; it prints UP when its session is open."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.folder = folder / "cwd"
+        self.folder.mkdir()
+        self.mark = folder.name
+        path = folder / "script.py"
+        path.write_text(text)
+        self.process = subprocess.Popen(
+            [sys.executable, str(path)],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, MARK: self.mark},
+        )
+        assert self.process.stdout is not None
+        self.first = self.process.stdout.readline().strip()
+        self.files = shared_memory(marked(self.mark))
+
+    def end(self, seconds: float = 60.0) -> tuple[str, str]:
+        """Wait for the script's own end; what it printed, on standard output and on standard error."""
+        return self.process.communicate(timeout=seconds)
+
+    def must_leave_nothing(self) -> None:
+        """Fail if processes, files of shared memory or files in its folder are left after a while."""
+        wait_for(lambda: not marked(self.mark), CLEAN, "no process of the script is left")
+        assert self.files, "the runtime was seen while it was up"
+        assert not [file for file in self.files if Path(file).exists()]
+        assert not [path for path in self.folder.iterdir() if not path.name.startswith("rhapsody.")]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Callable[[str], Script]]:
+    """Runs a script; ends whatever it leaves, so that a failing test harms no other."""
+    scripts: list[Script] = []
+
+    def run(text: str) -> Script:
+        scripts.append(Script(tmp_path, text))
+        return scripts[-1]
+
+    yield run
+    for one in scripts:
+        for process in marked(one.mark):
+            process.kill()
+        one.process.wait()
+        for stream in (one.process.stdout, one.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
 @pytest.fixture(scope="module")
-def dragon() -> Iterator[object]:
+def dragon() -> Iterator[Any]:
     """A runtime that the sessions of a module share, so that each of them starts in a second."""
-    pytest.importorskip("dragon")
     from rhapsody_dragon import runtime
 
     held = runtime.acquire(lambda part: None, threading.Event(), 100.0)
     yield held
     runtime.release(held)
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A current folder of the module's own, which must be empty at the end."""
-    folder, before = tmp_path_factory.mktemp("cwd"), Path.cwd()
-    os.chdir(folder)
-    yield folder
-    os.chdir(before)

@@ -1,0 +1,88 @@
+"""However a session ends, nothing of its runtime is left, and nothing of the runtime is seen."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from .conftest import Script
+
+pytestmark = [pytest.mark.engine("dragon"), pytest.mark.timeout(180)]
+
+# A function that sleeps, and a program that starts another in a session of its own.
+SCRIPT = """
+import asyncio, time
+from rhapsody.api import ComputeTask, Session
+from rhapsody.backends import get_backend
+
+async def main():
+    async with Session([get_backend("dragon_v2", resources={"slots": 2})]) as session:
+        print("UP", flush=True)
+        tasks = [
+            ComputeTask(function=time.sleep, args=(300,)),
+            ComputeTask(executable="/bin/sh", arguments=["-c", "setsid sleep 300 & sleep 300"]),
+        ]
+        await session.submit_tasks(tasks)
+        while not all(task.started_at for task in tasks) and not all(task.state == "RUNNING" for task in tasks):
+            await asyncio.sleep(0.05)
+        print("RUNNING", flush=True)
+        ENDING
+
+asyncio.run(main())
+"""
+
+
+def run(script: Callable[[str], Script], ending: str) -> Script:
+    one = script(SCRIPT.replace("ENDING", ending))
+    assert one.first == "UP"
+    assert one.process.stdout is not None
+    assert one.process.stdout.readline().strip() == "RUNNING"
+    return one
+
+
+def test_close_leaves_nothing_and_shows_nothing_of_the_runtime(script: Callable[[str], Script]) -> None:
+    one = run(script, "await session.close(wait=False)")
+    assert one.end() == ("", "")
+    assert one.process.returncode == 0
+    one.must_leave_nothing()
+
+
+def test_an_exception_in_the_script_leaves_nothing_but_its_own_traceback(script: Callable[[str], Script]) -> None:
+    one = run(script, "raise ValueError('mine')")
+    out, err = one.end()
+    assert out == ""
+    assert err.startswith("Traceback")
+    assert err.endswith("ValueError: mine\n")
+    assert "RHAPSODY_DRAGON" not in err
+    one.must_leave_nothing()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_script_leaves_nothing(script: Callable[[str], Script], number: signal.Signals) -> None:
+    one = run(script, "await asyncio.sleep(300)")
+    one.process.send_signal(number)
+    out, _ = one.end()
+    assert out == ""
+    assert one.process.returncode != 0
+    one.must_leave_nothing()
+
+
+def test_a_script_that_is_killed_while_the_runtime_starts_leaves_nothing(script: Callable[[str], Script]) -> None:
+    one = script(
+        """
+import threading
+from rhapsody_dragon import runtime
+
+def report(part):
+    if part == "services":
+        print("UP", flush=True)
+
+runtime.acquire(report)
+threading.Event().wait()
+"""
+    )
+    one.process.kill()
+    one.end()
+    one.must_leave_nothing()

@@ -1,0 +1,181 @@
+"""Finding, starting, sharing and losing the runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rhapsody.api import ComputeTask, Session
+from rhapsody.errors import BackendConfigurationError, BackendLostError, BackendStartError
+from rhapsody_dragon import runtime
+from rhapsody_dragon.v1 import DragonExecutionBackendV1
+from rhapsody_dragon.v2 import DragonExecutionBackendV2
+from rhapsody_dragon.v3 import DragonExecutionBackendV3
+
+from .conftest import Script, shared_memory, wait_for
+
+pytestmark = [pytest.mark.engine("dragon"), pytest.mark.timeout(240)]
+
+
+def start() -> runtime.DragonRuntime:
+    return runtime.acquire(lambda part: None)
+
+
+def test_sessions_one_after_the_other_and_at_the_same_time_share_or_start_a_runtime(tmp_path: Path) -> None:
+    async def one() -> None:
+        async with Session([DragonExecutionBackendV2({"slots": 1})], work_dir=tmp_path) as session:
+            task = ComputeTask(function=os.getpid)
+            await session.submit_tasks([task])
+            await task
+            async with Session([DragonExecutionBackendV2({"slots": 1})], work_dir=tmp_path) as other:
+                assert runtime._current is not None
+                assert runtime._current.users == 2
+                inner = ComputeTask(function=os.getpid)
+                await other.submit_tasks([inner])
+                assert (await inner).return_value != task.return_value
+            again = ComputeTask(function=os.getpid)
+            await session.submit_tasks([again])
+            assert (await again).return_value == task.return_value
+
+    before = {key for key in os.environ if key.startswith("DRAGON_")}
+    for _ in range(2):
+        asyncio.run(one())
+        assert runtime._current is None
+        assert {key for key in os.environ if key.startswith("DRAGON_")} == before
+
+
+def test_two_programs_at_the_same_time_do_not_harm_each_other(script: Callable[[str], Script]) -> None:
+    other = script(
+        """
+import sys
+from rhapsody_dragon import runtime
+held = runtime.acquire(lambda part: None)
+print("UP", flush=True)
+while sys.stdin is None or True:
+    import time
+    time.sleep(0.1)
+"""
+    )
+    assert other.first == "UP"
+    held = start()
+    assert held._watchdog is not None
+    runtime.release(held)
+    assert all(Path(file).exists() for file in other.files)
+    held = start()
+    other.process.terminate()
+    other.end()
+    other.must_leave_nothing()
+    from dragon.native.queue import Queue
+
+    queue = Queue()
+    queue.put("alive")
+    assert queue.get(timeout=10) == "alive"
+    queue.destroy()
+    runtime.release(held)
+
+
+def test_a_runtime_that_dies_loses_the_backend_and_the_next_session_starts_another(tmp_path: Path) -> None:
+    import psutil
+
+    async def lose() -> None:
+        session = Session([DragonExecutionBackendV2({"slots": 1})], work_dir=tmp_path)
+        await session.start()
+        task = ComputeTask(function=time.sleep, args=(300,))
+        await session.submit_tasks([task])
+        assert runtime._current is not None
+        watchdog = psutil.Process(runtime._current._watchdog._process.pid)
+        processes = watchdog.children(recursive=True)
+        files = shared_memory(processes)
+        watchdog.children()[0].kill()  # the launcher
+        with pytest.raises(BackendLostError, match="Dragon runtime"):
+            await asyncio.wait_for(task, 60)
+        await session.close(wait=False)
+        assert files
+        assert not [file for file in files if Path(file).exists()]
+        wait_for(lambda: not any(process.is_running() for process in processes), 20, "its processes are gone")
+
+    async def use() -> None:
+        async with Session([DragonExecutionBackendV2({"slots": 1})], work_dir=tmp_path) as session:
+            task = ComputeTask(function=abs, args=(-7,))
+            await session.submit_tasks([task])
+            assert (await task).return_value == 7
+
+    asyncio.run(lose())
+    asyncio.run(use())
+
+
+def test_a_launcher_that_fails_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAGON_DEFAULT_SEG_SZ", "1")
+    parts: list[str] = []
+    with pytest.raises(BackendStartError, match="Remedy: ") as failed:
+        runtime.acquire(parts.append, None, 20.0)
+    assert parts[0] == "launcher"
+    assert "failed (" in str(failed.value)
+    assert runtime._current is None
+
+
+def test_a_start_that_nobody_waits_for_any_more_is_given_up(tmp_path: Path) -> None:
+    give_up = threading.Event()
+    with pytest.raises(BackendStartError, match="interrupted"):
+        runtime.acquire(lambda part: give_up.set(), give_up)
+    assert runtime._current is None
+
+
+def test_a_token_that_opens_no_runtime_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DRAGON_ATTACH_TOKEN", "wrong")
+    monkeypatch.setenv("DRAGON_ATTACH_DIR", str(tmp_path))
+    with pytest.raises(BackendStartError, match="DRAGON_ATTACH_TOKEN") as failed:
+        start()
+    assert "wrong" not in str(failed.value)
+
+
+def test_the_token_of_a_running_runtime_attaches_to_it(script: Callable[[str], Script]) -> None:
+    other = script(
+        """
+import os
+from rhapsody_dragon import runtime
+held = runtime.acquire(lambda part: None)
+import dragon.infrastructure.facts as facts, json
+from dragon.utils import get_local_kv
+token = json.loads(get_local_kv(facts.ATTACH_INFO_KVS_KEY))["auth_token"]
+print(json.dumps([token, held.home + "/attach"]), flush=True)
+import time
+while True:
+    time.sleep(0.1)
+"""
+    )
+    import json
+
+    token, folder = json.loads(other.first)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRAGON_ATTACH_TOKEN", token)
+        patch.setenv("DRAGON_ATTACH_DIR", folder)
+        held = start()
+        assert held.kind == "attached"
+        from dragon.native.process import Process
+
+        process = Process(target="/bin/sh", args=["-c", "exit 3"])
+        process.start()
+        assert process.join() == 3
+        runtime.release(held)
+    assert other.process.poll() is None, "the runtime of another is left alone"
+    other.process.terminate()
+    other.end()
+    other.must_leave_nothing()
+
+
+@pytest.mark.parametrize("kind", [DragonExecutionBackendV1, DragonExecutionBackendV2])
+def test_resources_that_make_no_sense_are_refused_where_they_are_given(kind: type) -> None:
+    for resources in ({"slots": 0}, {"slots": True}, {"slots": "2"}, {"nodes": 1}, {"working_dir": 3}):
+        with pytest.raises(BackendConfigurationError, match=str(next(iter(resources)))):
+            kind(resources)
+
+
+def test_num_workers_that_make_no_sense_are_refused_where_they_are_given() -> None:
+    with pytest.raises(BackendConfigurationError, match="num_workers"):
+        DragonExecutionBackendV3(num_workers=0)
