@@ -32,7 +32,7 @@ class TaskBatch:
         shipped: those of them that `encode` could pickle, in the order of their frames.
     """
 
-    __slots__ = ("_context", "learns", "left", "predicted", "shipped", "spare", "submitted_at", "tasks", "uid", "work")
+    __slots__ = ("_context", "learns", "left", "shipped", "spare", "submitted_at", "tasks", "uid", "work")
 
     def __init__(self, uid: int, tasks: Sequence[ComputeTask], context: BackendContext) -> None:
         self.uid = uid
@@ -40,7 +40,6 @@ class TaskBatch:
         self.shipped = self.tasks
         self.left = len(self.tasks)  # of them that have not ended; this and what follows are the runner's
         self.learns = False  # whether the default batching made it, and learns from it
-        self.predicted = 0.0  # seconds
         self.work = 0.0  # seconds that its tasks took, so far
         self.submitted_at = 0.0  # by time.perf_counter
         self.spare = False  # whether it was submitted while every slot was taken

@@ -1,30 +1,36 @@
 """The tasks that wait for one backend, and how they are grouped into the units that its engine charges for.
 
-The model. An engine charges a cost c for every unit, whatever is in it; a worker runs the tasks of a unit one after
-the other. With units of s seconds of work the engine is useful for s / (s + c) of its time, so a unit should hold
-many times c. But what is in a unit waits for what is before it, so a unit must not be long where a slot could take
+The model. An engine charges a cost c for every unit, and k for every task in it; a worker runs the tasks of a unit
+one after the other. With units of s seconds of work the engine is useful for s / (s + c) of its time, so a unit should
+hold many times c. But what is in a unit waits for what is before it, so a unit must not be long where a slot could take
 its tail, and must not be guessed long. Hence:
 
-- c is measured: the time from submitting a unit to its last result, less the work in it, wherever the unit found a
-  free slot. The target is 20 c, which loses 5%, and at least 10 ms and at most 5 s.
-- The length of a function's next call is the mean of its past calls, weighted towards recent ones. A function of
-  which n calls are known has at most n calls in a unit: units double while a function proves short. A unit that
-  takes four times what was predicted makes its functions start again at one.
-- A unit holds at most its share of what waits (a half of the backlog, divided by the slots), so that units shrink
-  towards the end and all slots end together; but not less than c, below which splitting costs more than it gives.
+- c and k are measured: the time from submitting a unit to its last result, less the work in it, wherever the unit found
+  a free slot. The target is 20 c, which loses 5%, and at least 10 ms and at most 5 s.
+- The length of a function's next call is the mean of its past calls, with their variance; the past weighs no more than
+  300 calls, so that functions may change.
+- A function of which n calls are known has at most 2 n / sqrt(slots) calls in a unit, and four times that while the
+  unit is no longer than c: all slots learn at once, so what is known still grows about tenfold in a round, and what is
+  risked stays in proportion to what is known.
+- Towards the end of the backlog, units are cut in rounds of one for each slot. A round holds between a half and three
+  quarters of what waits, the less the more its functions vary; the last one, of at most 2 c for each slot, holds all.
+  The share is of seconds and also of tasks: where lengths were guessed badly, no slot has more than its part of them.
 - While slots are free, a unit holds at most what waits divided by the free slots: nothing queues behind something
   while a slot has nothing to do.
 - A task of unknown length, an executable, and a task with resources or options of its own goes alone.
 
-`AdaptiveBatching` has no clock and does no I/O; the runner tells it what was measured.
+`AdaptiveBatching` has no clock and does no I/O; what was measured is told to it. `tests/core/test_batching.py` runs it
+on a simulated engine, and has the figures.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from inspect import isroutine
+from itertools import islice
+from math import ceil, sqrt
 from typing import Any, Final
 
 import attrs
@@ -37,8 +43,17 @@ from .task import ComputeTask
 OVERHEAD: Final = 20.0  # seconds of work in a unit for each second that the engine charges for it
 SHORTEST: Final = 0.01  # seconds
 LONGEST: Final = 5.0  # seconds
-SURPRISE: Final = 4.0  # a unit that takes this many times its prediction is learned from anew
-MEMORY: Final = 50  # calls: the weight of the past in the mean of a function
+MEMORY: Final = 300  # calls: the weight of the past in what is known of a function
+GROWTH: Final = 2.0  # calls in the units of sqrt(slots) slots for each call that is known
+BOLD: Final = 4.0  # times as many, while they are predicted to take less than the engine charges for a unit
+HALF: Final = 0.5  # the least part of what waits that goes into one round of units
+MOST: Final = 0.75  # the largest part, unless the round is the last
+LAST: Final = 2.0  # a round with less work than this many c for each slot is the last
+SPREAD: Final = 2.0  # standard deviations of a slot's share that are left for later rounds
+_SLOW: Final = 50  # units: how slowly what the engine charges is believed to have grown
+_SOON: Final = 10  # units: how slowly what it charges for a task follows what was measured
+_SAMPLE: Final = 64  # waiting tasks that are looked at, to know what waits
+_HORIZON: Final = 20_000  # waiting tasks among which they are chosen
 _FUNCTIONS: Final = 4096  # functions remembered
 _SMALL: Final = frozenset({type(None), bool, int, float, complex})
 
@@ -102,6 +117,12 @@ class Backlog:
         self._taken += taken
         return taken
 
+    def sample(self) -> list[ComputeTask]:
+        """Return some of the tasks that wait, evenly spaced among those at the front."""
+        reach = min(len(self._tasks), _HORIZON)
+        sample = list(islice(self._tasks, 0, reach, max(1, reach // _SAMPLE)))
+        return [task for task in sample if task.state not in FINAL_STATES]
+
     def add(self, tasks: Sequence[ComputeTask]) -> None:
         """Put tasks at the end. The runner's."""
         self._tasks.extend(tasks)
@@ -132,10 +153,21 @@ class Backlog:
 
 @attrs.define
 class _Known:
-    """What is known of one function: the mean seconds of a call, and how many calls a unit may hold."""
+    """What is known of one function: how many seconds its calls take, how much they vary, and how many there were."""
 
     mean: float
-    calls: int
+    variance: float = 0.0
+    calls: int = 1
+
+
+@attrs.define
+class _Round:
+    """How large the next units may be."""
+
+    seconds: float
+    tasks: int
+    units: int  # that are left of it
+    waiting: int  # tasks, after its latest unit
 
 
 class AdaptiveBatching:
@@ -143,41 +175,43 @@ class AdaptiveBatching:
 
     Args:
         options: what the user set.
+
+    Attributes:
+        chose: set when a unit was made here; whoever calls the hook clears it, since a backend may make its own units.
+        unit_cost: seconds that the engine charges for a unit; None while that is unknown.
+        task_cost: seconds that it charges for each task in it.
     """
 
     def __init__(self, options: Batching) -> None:
-        self.chose = False  # set when a unit was made here; the runner asks, since a backend may make its own
+        self.chose = False
+        self.unit_cost: float | None = None
+        self.task_cost: float | None = None
         self._options = options
         self._known: dict[Hashable, _Known] = {}
-        self._mean = 0.0  # seconds of a call, over all functions
-        self.unit_cost: float | None = None  # seconds that the engine charges for a unit
+        self._round = _Round(0.0, 1, 0, 0)
 
     @hookimpl(trylast=True)
     def rhapsody_batch(self, backlog: Backlog) -> Sequence[ComputeTask]:
         """Take the next unit."""
         self.chose = True
-        first = backlog.peek()
-        if not self._options.enabled or not _may_share(first) or len(backlog) <= backlog.free:
+        first, waiting = backlog.peek(), len(backlog)
+        if not self._options.enabled or waiting <= backlog.free or not _may_share(first):
             return backlog.take(1)
-        if self._known.get(key_of(first)) is None:
+        if key_of(first) not in self._known:
             return backlog.take(1)
-        return backlog.take_while(self._fits(len(backlog), backlog.slots, backlog.free))
+        plan = self._round
+        if not plan.units or waiting > plan.waiting:
+            plan = self._round = self._plan(backlog)
+        unit = backlog.take_while(self._fits(plan, backlog))
+        plan.units -= 1
+        plan.waiting = len(backlog)
+        return unit
 
     def target(self) -> float:
         """Return the seconds of work that a unit should hold."""
         if self._options.target is not None:
             return self._options.target
         return min(LONGEST, max(SHORTEST, OVERHEAD * (self.unit_cost or 0.0)))
-
-    def predict(self, tasks: Iterable[ComputeTask]) -> float:
-        """Return the seconds that a unit of these tasks should take; 0 if one of them is unknown."""
-        total = 0.0
-        for task in tasks:
-            known = self._known.get(key_of(task))
-            if known is None:
-                return 0.0
-            total += known.mean
-        return total
 
     def observe(self, task: ComputeTask, seconds: float) -> None:
         """Learn from one call."""
@@ -188,41 +222,57 @@ class AdaptiveBatching:
         if known is None:
             if len(self._known) >= _FUNCTIONS:
                 self._known.pop(next(iter(self._known)))
-            self._known[key] = _Known(seconds, 1)
-            self._mean = self._mean or seconds
+            self._known[key] = _Known(seconds)
             return
         known.calls += 1
-        known.mean += (seconds - known.mean) / min(known.calls, MEMORY)
-        self._mean += (seconds - self._mean) / MEMORY
+        weight = 1 / min(known.calls, MEMORY)
+        change = seconds - known.mean
+        known.mean += weight * change
+        known.variance = (1 - weight) * (known.variance + weight * change * change)
 
-    def observe_unit(self, tasks: Sequence[ComputeTask], predicted: float, work: float, cost: float | None) -> None:
-        """Learn from a unit that has ended.
+    def observe_unit(self, tasks: int, charged: float) -> None:
+        """Learn from a unit that has ended, and found a free slot when it was submitted.
 
         Args:
-            tasks: what was in it.
-            predicted: what `predict` gave when it was submitted.
-            work: seconds that its tasks took.
-            cost: seconds that the engine took besides; None where the unit may have waited for a slot.
+            tasks: how many were in it.
+            charged: seconds that it took beside the work of its tasks.
         """
-        if cost is not None:
-            cost = max(cost, 0.0)
-            if self.unit_cost is None or cost < self.unit_cost:
-                self.unit_cost = cost  # a delay is the machine's, the least delay is the engine's
-            else:
-                self.unit_cost += (cost - self.unit_cost) / MEMORY
-        if 0.0 < SURPRISE * predicted < work and work > SHORTEST:
-            for key in {key_of(task) for task in tasks}:
-                if known := self._known.get(key):
-                    known.mean = max(known.mean, work / len(tasks))
-                    known.calls = 1
+        charged = max(charged, 0.0)
+        if tasks > 1 and self.unit_cost is not None:
+            each = max(charged - self.unit_cost, 0.0) / tasks
+            self.task_cost = each if self.task_cost is None else self.task_cost + (each - self.task_cost) / _SOON
+            charged = max(charged - tasks * self.task_cost, 0.0)
+        self.unit_cost = _least(self.unit_cost, charged)
 
-    def _fits(self, waiting: int, slots: int, free: int) -> Callable[[ComputeTask], bool]:
+    def _plan(self, backlog: Backlog) -> _Round:
+        """Decide on the next round of units, one for each slot."""
+        waiting, slots = len(backlog), max(backlog.slots, 1)
+        mean, variance = self._expected(backlog.sample())
+        each = waiting / slots  # tasks
+        share = each * mean  # seconds
+        cost = self.unit_cost or 0.0
+        if share <= LAST * cost:
+            seconds, tasks = share, each
+        else:
+            part = min(MOST, max(HALF, 1 - SPREAD * sqrt(variance * each) / share)) if share else MOST
+            seconds, tasks = max(share * part, cost), each * HALF
+        return _Round(min(self.target(), seconds), max(1, ceil(tasks)), slots, waiting)
+
+    def _expected(self, sample: Sequence[ComputeTask]) -> tuple[float, float]:
+        """Return the mean and the variance of the seconds that one of these takes; unknown ones are left out."""
+        known = [found for task in sample if (found := self._known.get(key_of(task))) is not None]
+        count = max(len(known), 1)
+        mean = sum(each.mean for each in known) / count
+        return mean + (self.task_cost or 0.0), sum(each.variance for each in known) / count
+
+    def _fits(self, plan: _Round, backlog: Backlog) -> Callable[[ComputeTask], bool]:
         """Return a test of whether the next task still belongs into the unit that is being made."""
-        options = self._options
-        share = waiting * self._mean / (2 * max(slots, 1))
-        seconds = max(min(self.target(), share), self.unit_cost or 0.0)
-        most = min(options.max_tasks, -(-waiting // max(free, 1)))
-        known_of = self._known
+        options, known_of = self._options, self._known
+        seconds, cost, extra = plan.seconds, self.unit_cost or 0.0, self.task_cost or 0.0
+        most = min(options.max_tasks, plan.tasks)
+        if backlog.free:
+            most = min(most, -(-len(backlog) // backlog.free))
+        growth = GROWTH / sqrt(max(backlog.slots, 1))
         counts: dict[Hashable, int] = {}
         held, length, size = 0, 0.0, 0
 
@@ -235,14 +285,21 @@ class AdaptiveBatching:
             if known is None:
                 return False
             count = counts.get(key, 0)
-            longer, larger = length + known.mean, size + size_of(task)
-            if held and (longer > seconds or larger > options.max_bytes or count >= known.calls):
-                return False
+            longer, larger = length + known.mean + extra, size + size_of(task)
+            if held:
+                trusted = known.calls * growth * (BOLD if longer <= cost else 1.0)
+                if longer > seconds or larger > options.max_bytes or count >= trusted:
+                    return False
             counts[key] = count + 1
             held, length, size = held + 1, longer, larger
             return True
 
         return fits
+
+
+def _least(old: float | None, new: float) -> float:
+    """Believe a smaller charge at once, a larger one slowly: a delay is the machine's, the least is the engine's."""
+    return new if old is None or new < old else old + (new - old) / _SLOW
 
 
 def key_of(task: ComputeTask) -> Any:

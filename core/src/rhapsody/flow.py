@@ -192,7 +192,6 @@ class TaskFlow:
         if learns:
             batch.learns = True
             batch.spare = self._units >= self._capacity.slots
-            batch.predicted = self._batching.predict(tasks)
         batch.submitted_at = time.perf_counter()
         self._units += 1
         log.debug("batch_submitted", backend=self.name, batch=batch.uid, tasks=len(batch))
@@ -308,10 +307,9 @@ class TaskFlow:
             self._batching.observe(task, seconds)
         if not batch.left:
             self._units -= 1
-            if batch.learns and batch.work:
+            if batch.learns and batch.work and not batch.spare:
                 took = time.perf_counter() - batch.submitted_at
-                cost = None if batch.spare else took - batch.work
-                self._batching.observe_unit(batch.tasks, batch.predicted, batch.work, cost)
+                self._batching.observe_unit(len(batch), took - batch.work)
 
     def _take_back(self, uids: Sequence[str], changes: list[Change]) -> int:
         """Put tasks that never started back at the front. Returns how many were not there to take."""
