@@ -12,10 +12,23 @@ read -ra versions <<<"${PYTHONS:-3.11 3.12 3.13}"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
+# Prints an interpreter of the version $1: on PATH, of pyenv's (whose shims need not work), or one that uv knows.
+find_python() {
+    local candidate
+    for candidate in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python \
+        "$("$UV" python find --system --no-project --no-python-downloads "$1" 2>/dev/null || true)"; do
+        if "$candidate" -c "import sys, venv; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
 ran=()
 failed=()
 for version in "${versions[@]}"; do
-    if ! python=$("$UV" python find --no-project --no-python-downloads "$version" 2>/dev/null); then
+    if ! python=$(find_python "$version"); then
         echo "== Python $version: not on this machine"
         continue
     fi

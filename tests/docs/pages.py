@@ -52,5 +52,9 @@ def blocks(page: Path) -> list[Block]:
 
 
 def needs(page: Path) -> list[str]:
-    """Return the engines that the page needs."""
-    return [name.strip() for match in _NEEDS.finditer(page.read_text()) for name in match[1].split(",")]
+    """Return the engines that the page needs: that it is about, by its name, or that it says."""
+    said = {name.strip() for match in _NEEDS.finditer(page.read_text()) for name in match[1].split(",")}
+    named = {
+        engine for engine in ("dask", "dragon", "radical") if page.stem == engine or f"rhapsody-{engine}" in page.parts
+    }
+    return sorted(said | named)
