@@ -197,10 +197,10 @@ async def test_a_resource_counts_from_when_a_worker_that_offers_it_joins(tmp_pat
 async def test_other_versions_on_the_workers_are_a_warning_that_names_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rhapsody_dask import flight
+    from rhapsody_dask import workers
 
     ours = {"packages": {"python": "3.99.1.final.0", "cloudpickle": "9.9.9"}}
-    monkeypatch.setattr(flight, "get_versions", lambda: ours)
+    monkeypatch.setattr(workers, "get_versions", lambda: ours)
     with pytest.warns(RuntimeWarning) as told:
         await runs(DaskExecutionBackend(resources={"n_workers": 1, **THREADS}), tmp_path)
     texts = " ".join(str(warning.message) for warning in told)

@@ -126,20 +126,20 @@ def test_another_patch_release_of_python_is_no_mismatch() -> None:
 
 
 def test_slots_are_the_threads_of_all_workers() -> None:
-    from rhapsody_dask.flight import capacity_for
+    from rhapsody_dask.units import capacity_for
 
     assert capacity_for([worker(threads=2), worker(threads=4)], adaptive=False) == Capacity(slots=6, units=26)
 
 
 def test_an_empty_cluster_is_given_work_so_that_it_can_grow() -> None:
-    from rhapsody_dask.flight import capacity_for
+    from rhapsody_dask.units import capacity_for
 
     assert capacity_for([], adaptive=True) == Capacity(slots=1, units=64)
 
 
 def test_a_ledger_divides_a_lost_unit_at_the_task_that_it_was_at() -> None:
-    from rhapsody_dask.flight import split_by_ledger
     from rhapsody_dask.remote import digest
+    from rhapsody_dask.units import split_by_ledger
 
     tasks = [task(uid=f"t{i}") for i in range(4)]
     assert split_by_ledger(tasks, 7, {7: digest("t1")}) == (tasks[:2], tasks[2:])
@@ -148,7 +148,7 @@ def test_a_ledger_divides_a_lost_unit_at_the_task_that_it_was_at() -> None:
 
 
 def test_without_a_ledger_every_task_of_a_lost_unit_may_have_begun() -> None:
-    from rhapsody_dask.flight import split_by_ledger
+    from rhapsody_dask.units import split_by_ledger
 
     tasks = [task(uid=f"t{i}") for i in range(4)]
     assert split_by_ledger(tasks, 7, None) == (tasks, [])

@@ -24,8 +24,9 @@ from rhapsody.plugin import (
 )
 
 from .engine import Engine, cluster_keywords
-from .flight import Flight, Unit
+from .flight import Flight
 from .options import ANYWHERE, TASK_OPTIONS, check_cluster_keywords, placement_of, unmet
+from .units import Unit
 
 
 class DaskExecutionBackend(ExecutionBackend):
@@ -119,7 +120,7 @@ class DaskExecutionBackend(ExecutionBackend):
     @hookimpl
     def rhapsody_validate(self, tasks: Sequence[ComputeTask]) -> None:
         """Refuse options that make no sense, and what no worker offers while there are workers."""
-        workers = self._flight.workers.values() if self._flight is not None else ()
+        workers = self._flight.workers.known.values() if self._flight is not None else ()
         for task in tasks:
             placement = placement_of(task, self.name)
             if workers and (problem := unmet(placement, workers)):

@@ -3,70 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-import attrs
 import dask.config
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
-from distributed.versions import get_versions
 from rhapsody.errors import BackendError, BackendLostError, UnsupportedError, WorkerLostError
 from rhapsody.plugin import (
     BackendContext,
     BackendLost,
     CancelResult,
-    Capacity,
     ComputeTask,
     Event,
     Outcome,
     Returned,
     Started,
-    TaskBatch,
     TaskState,
 )
 
 from . import remote
-from .options import Placement, WorkerInfo, mismatches, unmet
+from .options import Placement, unmet
+from .units import Unit, split_by_ledger
+from .withdraw import stop_executables, withdraw
+from .workers import Workers
 
 LARGE: Final = 8 * 2**20  # bytes of units submitted together; a larger single one is sent without Dask's warning
-ANSWER: Final = 5.0  # seconds within which a worker or the scheduler answers a question
+TIDY: Final = 5.0  # seconds to leave a cluster as it was
 STOP: Final = 2.0  # seconds that executables have to stop when their workers are about to end
 LOOK_EVERY: Final = 1.0  # seconds between two looks at what cannot run
-WITHDRAW_TRIES: Final = 6  # a unit may move from worker to worker while it is being withdrawn
-
-
-@attrs.define(eq=False)
-class Unit:
-    """A batch in the scheduler's hands.
-
-    Attributes:
-        number: counts the units of the backend, from 1.
-        key: Dask's.
-        batch: what is in it.
-        placement: where it may run.
-        open: its tasks that have not ended, in order.
-        worker: the one that has begun with it, by address.
-        future: Dask's.
-        watch: follows the future.
-        left: workers that were lost with it, and from which it may be run again.
-        starved_since: when it was first seen to fit no worker, by the monotonic clock.
-    """
-
-    number: int
-    key: str
-    batch: TaskBatch
-    placement: Placement
-    open: dict[str, ComputeTask]
-    worker: str | None = None
-    future: Future | None = None
-    watch: asyncio.Task[None] | None = None
-    left: int = 0
-    starved_since: float | None = None
 
 
 class Flight:
@@ -87,58 +54,28 @@ class Flight:
         context: BackendContext,
         token: str,
         worker_timeout: float | None,
+        *,
         own: bool,
         adaptive: bool | None,
     ) -> None:
-        self.workers: Mapping[str, WorkerInfo] = {}  # replaced, never changed: other threads read it
+        self.workers = Workers(client, context, token, own=own, adaptive=adaptive)
         self._client = client
         self._context = context
         self._token = token
         self._worker_timeout = worker_timeout
         self._own = own
-        self._adaptive = adaptive
         self._units: dict[int, Unit] = {}
         self._unit_of: dict[str, Unit] = {}  # by uid of an open task
-        self._directories: dict[str, str] = {}  # of workers that were ever seen
         self._lost = False
         self._looking: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[Any]] = set()
 
-    # -- the workers --------------------------------------------------------------------------------------------------
-
     async def open(self) -> list[str]:
         """Learn of the workers. Returns warnings for the user."""
-        client = self._client
-        client.subscribe_topic(self._token, self._receive)
-        known = await client.run_on_scheduler(remote.attach, self._token, client.id)
-        self._set_workers({**{info["address"]: WorkerInfo(**info) for info in known}, **self.workers})
+        self._client.subscribe_topic(self._token, self._receive)
+        told = await self.workers.open()
         self._looking = asyncio.create_task(self._look())
-        if self._own and self.workers:
-            await client.run(remote.ignore_interrupts, os.getpid())
-        return [text for worker in self.workers.values() for text in self._mismatches(worker)]
-
-    def _set_workers(self, workers: Mapping[str, WorkerInfo]) -> None:
-        self.workers = workers
-        self._directories.update((worker.address, worker.directory) for worker in workers.values())
-        self._context.set_capacity(capacity_for(workers.values(), self._adaptive))
-
-    def _mismatches(self, worker: WorkerInfo) -> list[str]:
-        return mismatches(get_versions()["packages"], worker)
-
-    def _joined(self, info: Mapping[str, Any]) -> None:
-        worker = WorkerInfo(**info)
-        self._set_workers({**self.workers, worker.address: worker})
-        for text in self._mismatches(worker):
-            self._context.log.warning("versions_differ", detail=text)
-            self._context.loop.call_soon_threadsafe(warnings.warn, text, RuntimeWarning)
-        if self._own:
-            run = self._client.run
-            self._do(run(remote.ignore_interrupts, os.getpid(), workers=[worker.address], on_error="ignore"))
-
-    def _left(self, address: str) -> None:
-        self._set_workers({key: worker for key, worker in self.workers.items() if key != address})
-        for unit in [unit for unit in self._units.values() if unit.worker == address]:
-            self._lose_worker(unit, address)
+        return told
 
     async def _look(self) -> None:
         """Look for units that no worker can run, and for a client that was closed."""
@@ -149,14 +86,14 @@ class Flight:
                 return
             now = time.monotonic()
             for unit in list(self._units.values()):
-                problem = unmet(unit.placement, self.workers.values()) if unit.worker is None else None
+                problem = unmet(unit.placement, self.workers.known.values()) if unit.worker is None else None
                 if problem is None:
                     unit.starved_since = None
                     continue
                 unit.starved_since = unit.starved_since or now
                 if self._worker_timeout is None or now - unit.starved_since < self._worker_timeout:
                     continue
-                if not self.workers:
+                if not self.workers.known:
                     self._lose(
                         f"no worker has joined the scheduler at {self._client.scheduler.address} within "
                         f"{self._worker_timeout:g} seconds; start workers, or give the backend a longer worker_timeout"
@@ -211,9 +148,12 @@ class Flight:
     def _receive(self, event: tuple[float, Sequence[Any]]) -> None:
         word, *rest = event[1]
         if word == remote.JOINED:
-            self._joined(*rest)
+            self.workers.joined(*rest)
         elif word == remote.LEFT:
-            self._left(*rest)
+            (address,) = rest
+            self.workers.left(address)
+            for held in [held for held in self._units.values() if held.worker == address]:
+                self._lose_worker(held, address)
         else:
             unit = self._units.get(rest[0])
             if unit is not None:
@@ -224,12 +164,12 @@ class Flight:
             address, uid, at, attempt = rest
             unit.worker = address
             if attempt == 1:
-                self._context.events.put([Started(uid, at, self._name_of(address))])
+                self._context.events.put([Started(uid, at, self.workers.name_of(address))])
         elif word == remote.FRAMES:
             frames, uid, at = rest
             events: list[Event] = self._ended(unit, frames)
             if uid is not None:
-                events.append(Started(uid, at, self._name_of(unit.worker)))
+                events.append(Started(uid, at, self.workers.name_of(unit.worker)))
             self._context.events.put(events)
         elif word == remote.FINAL:
             frames, more = rest
@@ -246,10 +186,6 @@ class Flight:
             unit.open.pop(outcome.uid, None)
             self._unit_of.pop(outcome.uid, None)
         return list(outcomes)
-
-    def _name_of(self, address: str | None) -> str | None:
-        worker = self.workers.get(address or "")
-        return f"{worker.host} ({worker.name})" if worker else address
 
     async def _watch(self, unit: Unit, future: Future) -> None:
         """Follow a unit to what its reports do not tell: a large result, or an end without them."""
@@ -297,9 +233,9 @@ class Flight:
 
     async def _settle(self, unit: Unit, address: str | None) -> None:
         tasks = [task for task in unit.open.values() if not task.is_final]
-        ledger = await self._ledger(address) if address else None
+        ledger = await self.workers.ledger_of(address) if address else None
         lost, waiting = split_by_ledger(tasks, unit.number, ledger)
-        name = self._name_of(address) or "(unknown)"
+        name = self.workers.name_of(address) or "(unknown)"
         events: list[Event] = [
             Outcome(
                 task.uid,
@@ -314,26 +250,6 @@ class Flight:
         if waiting:
             events.append(Returned([task.uid for task in waiting]))
         self._context.events.put(events)
-
-    async def _ledger(self, address: str) -> dict[int, bytes] | None:
-        """Read the ledger of a worker that is gone: here, or through another worker of its host."""
-        directory = self._directories.get(address)
-        if not directory:
-            return None
-        path = str(remote.ledger_path(directory, self._token))
-        if (found := remote.read_ledger(path)) is not None:
-            return found
-        host = address.rpartition(":")[0]
-        for neighbour in [other for other in self.workers if other.rpartition(":")[0] == host][:3]:
-            try:
-                async with asyncio.timeout(ANSWER):
-                    answer = await self._client.run(remote.read_ledger, path, workers=[neighbour])
-            except Exception as error:  # it is as good as not there: nothing is known, and nothing runs twice
-                self._context.log.warning("ledger_not_read", worker=address, error=repr(error))
-                continue
-            if (there := answer.get(neighbour)) is not None:
-                return dict(there)
-        return None
 
     def _drop(self, unit: Unit, error: Exception) -> None:
         """Give a unit up: its tasks fail."""
@@ -382,7 +298,12 @@ class Flight:
                 results[task.uid] = CancelResult.TOO_LATE
             else:
                 wanted[unit].append(task)
-        never = await self._withdraw({unit: [task.uid for task in asked] for unit, asked in wanted.items()})
+        taken, never = await withdraw(
+            self._client, self._token, {unit: [task.uid for task in asked] for unit, asked in wanted.items()}
+        )
+        for unit, uids in taken.items():
+            never.update(uids)
+            self._take_back(unit, uids)
         running: dict[str, dict[int, str]] = defaultdict(dict)
         events: list[Event] = []
         for unit, asked in wanted.items():
@@ -397,71 +318,11 @@ class Flight:
                 else:
                     results[task.uid] = CancelResult.CANNOT_STOP
         self._context.events.put(events)
-        stopped = await self._stop(running)
+        stopped = await stop_executables(self._client, self._token, self._context.session, running)
         for group in running.values():
             for uid in group.values():
                 results[uid] = CancelResult.STOPPED if uid in stopped else CancelResult.TOO_LATE
         return results
-
-    async def _stop(self, running: Mapping[str, Mapping[int, str]]) -> set[str]:
-        async def stop(worker: str, tasks: Mapping[int, str]) -> list[str]:
-            answer = await self._client.run(
-                remote.stop_on_worker, self._token, self._context.session, tasks, workers=[worker], on_error="ignore"
-            )
-            return answer.get(worker) or []
-
-        answers = await asyncio.gather(*(stop(worker, tasks) for worker, tasks in running.items()))
-        return {uid for answer in answers for uid in answer}
-
-    async def _withdraw(self, wanted: Mapping[Unit, list[str]]) -> set[str]:
-        """Keep tasks from beginning. Returns which of them never will.
-
-        A unit that no worker has is taken back from the scheduler, whole: what else is in it is returned to be
-        submitted anew. A unit that a worker has is asked for there first, and the scheduler is asked again, because
-        it may have moved in between.
-        """
-        never: set[str] = set()
-        pending = dict(wanted)
-        promised: dict[str, str | None] = dict.fromkeys((unit.key for unit in pending), None)
-        for attempt in range(WITHDRAW_TRIES):
-            if not pending:
-                break
-            if attempt:
-                await asyncio.sleep(0.01 * 2**attempt)
-            async with asyncio.timeout(ANSWER):
-                fates = await self._client.run_on_scheduler(
-                    remote.withdraw_on_scheduler,
-                    self._client.id,
-                    {unit.key: promised[unit.key] for unit in pending},
-                )
-            at: dict[str, list[Unit]] = defaultdict(list)
-            for unit in list(pending):
-                word, address = fates[unit.key]
-                if word == remote.WITHDRAWN:
-                    uids = pending.pop(unit)
-                    never.update(uids)
-                    self._take_back(unit, uids)
-                elif word == remote.GONE:
-                    del pending[unit]
-                elif address is not None:
-                    at[address].append(unit)
-            for address, units in at.items():
-                async with asyncio.timeout(ANSWER):
-                    answer = await self._client.run(
-                        remote.withdraw_on_worker,
-                        self._token,
-                        {unit.number: pending[unit] for unit in units},
-                        workers=[address],
-                        on_error="ignore",
-                    )
-                for unit in units:
-                    told = answer.get(address, {}).get(unit.number, ())
-                    if told is None:
-                        promised[unit.key] = address
-                    elif address in answer:
-                        never.update(told)
-                        del pending[unit]
-        return never
 
     def _take_back(self, unit: Unit, canceled: Iterable[str]) -> None:
         gone = set(canceled)
@@ -487,8 +348,7 @@ class Flight:
                 self._forget(unit)
             for task in self._background:
                 task.cancel()
-            for directory in self._directories.values():
-                remote.ledger_path(directory, self._token).unlink(missing_ok=True)
+            self.workers.close()
 
     async def _stop_executables(self) -> None:
         """Stop them while there is time; what withstands SIGTERM is ended with its worker."""
@@ -498,47 +358,13 @@ class Flight:
                 if task.function is None and unit.worker is not None:
                     running[unit.worker][unit.number] = task.uid
         async with asyncio.timeout(STOP):
-            await self._stop(running)
+            await stop_executables(self._client, self._token, self._context.session, running)
 
     async def _tidy(self) -> None:
         client = self._client
-        async with asyncio.timeout(ANSWER):
+        async with asyncio.timeout(TIDY):
             if self._units:
                 await self.cancel([task for unit in self._units.values() for task in unit.open.values()])
-            await client.run(remote.forget_on_worker, self._token, on_error="ignore")
-            await client.run_on_scheduler(remote.detach, self._token, client.id)
+            await self.workers.tidy()
             # Not by unsubscribe_topic: its message would arrive after this and set the topic up again, for good.
             client._event_handlers.pop(self._token, None)
-
-
-def capacity_for(workers: Iterable[WorkerInfo], adaptive: bool | None) -> Capacity:
-    """Return how much to keep in the scheduler's hands.
-
-    As many units again as there are slots wait at the workers, where Dask puts them ahead of need, and as many at the
-    scheduler; eight more cover the 10 to 20 ms until the next arrive. A cluster that grows with the work in its
-    scheduler's queue has to see a queue.
-    """
-    slots = sum(worker.threads for worker in workers)
-    units = 3 * slots + 8
-    return Capacity(slots=max(slots, 1), units=units if adaptive is False else max(units, 64))
-
-
-def split_by_ledger(
-    tasks: Sequence[ComputeTask], number: int, ledger: Mapping[int, bytes] | None
-) -> tuple[list[ComputeTask], list[ComputeTask]]:
-    """Divide a lost unit's tasks into those that may have begun, and those that did not.
-
-    Args:
-        tasks: that have not ended, in the order in which they run.
-        number: of the unit.
-        ledger: of the worker; None if it could not be read, and nothing is known.
-    """
-    if ledger is None:
-        return list(tasks), []
-    at = ledger.get(number)
-    if at is None or at == bytes(8):
-        return [], list(tasks)
-    places = [place for place, task in enumerate(tasks) if remote.digest(task.uid) == at]
-    if not places:  # the task that it was at has ended; those before it too
-        return list(tasks), []
-    return list(tasks[: places[0] + 1]), list(tasks[places[0] + 1 :])
