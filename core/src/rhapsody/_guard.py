@@ -5,10 +5,13 @@ file, run by a bare interpreter. When its parent dies, it sends SIGTERM to all t
 after a grace period, and exits. It knows what that is in two ways:
 
 - Process groups (executables, pool workers) are named to it through a pipe: a line `+PGID` names a group, `-PGID`
-  takes it back, `.` ends the guard. A parent that ends in good order has unnamed them all.
+  takes it back.
 - A parent may die between the start of a process and its naming; and what it started may leave its group. So every
   process that is started carries a mark in its environment, which its descendants inherit, and which is looked for
   where there is a /proc.
+
+A parent that ends in good order has unnamed all groups, and ends the guard by a line `.`; the guard then ends what has
+left its group, if there is any, and nothing else.
 
 The pipe alone would not tell of the parent's death: whatever the parent forks (a pool of `multiprocessing`, say) holds
 the pipe open too, and may live on. So the guard watches the parent itself.
@@ -71,7 +74,7 @@ class Guard:
                 self._tell(b"-%d\n" % group)
 
     def close(self) -> None:
-        """End the guard. Groups still named are ended by it first."""
+        """End the guard. What is still named, or has left its group, is ended by it first. May block for seconds."""
         with self._lock:
             process, self._process = self._process, None
             self._groups.clear()
@@ -84,7 +87,7 @@ class Guard:
                 pass
             process.stdin.close()
             try:
-                process.wait(GRACE + 2)
+                process.wait(2 * GRACE + 3)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -133,8 +136,8 @@ def kill_group(group: int, signum: int) -> bool:
     return True
 
 
-def _listen(parent: int) -> set[int] | None:
-    """Follow what the parent names, until it is dead. Returns the groups that are left; None if it ended in order."""
+def _listen(parent: int) -> tuple[set[int], bool]:
+    """Follow what the parent names, until it ends. Returns the groups that are left, and whether it ended in order."""
     groups: set[int] = set()
     poll = select.poll()
     poll.register(0, select.POLLIN)
@@ -155,9 +158,9 @@ def _listen(parent: int) -> set[int] | None:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 if line == b".":
-                    return groups or None
+                    return groups, True
                 (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
-    return groups
+    return groups, False
 
 
 def _new_mark() -> bytes:
@@ -179,15 +182,18 @@ def _marked(mark: str) -> set[int]:
     return found
 
 
-def _end(groups: set[int], mark: str) -> None:
+def _end(groups: set[int], mark: str, in_order: bool) -> None:
     """End groups and what carries the mark: SIGTERM to each once, SIGKILL to those left after the grace period."""
     told: set[int] = set()
     deadline = time.monotonic() + GRACE
-    while time.monotonic() < deadline:  # to its end: a process that was about to start has no mark for a moment
-        processes = _marked(mark) - told
-        for group in groups - told:
+    while time.monotonic() < deadline:
+        processes = _marked(mark)
+        alive = {group for group in groups if kill_group(group, 0)}
+        if in_order and not processes and not alive:
+            return  # otherwise it looks for the whole time: a process that was about to start has no mark for a moment
+        for group in alive - told:
             kill_group(group, signal.SIGTERM)
-        for process in processes - groups:
+        for process in processes - groups - told:
             _kill(process, signal.SIGTERM)
         told |= groups | processes
         time.sleep(0.05)
@@ -208,9 +214,8 @@ def _kill(process: int, signum: int) -> None:
 
 
 def _main() -> None:
-    groups = _listen(int(sys.argv[1]))
-    if groups is not None:
-        _end(groups, sys.argv[2])
+    groups, in_order = _listen(int(sys.argv[1]))
+    _end(groups, sys.argv[2], in_order)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ Change = tuple[ComputeTask, Started | Outcome]
 Sink = Callable[[Sequence[Change]], None]
 
 _STOPPING: Final = (CancelResult.NEVER_STARTED, CancelResult.STOPPED)
-_DEAF: Final = 1.0  # seconds that a hook has to end once it was canceled; one that does not listen is left behind
+_DEAF: Final = 10.0  # seconds that a hook has to end once it was canceled; one that does not listen is left behind
 
 
 class TaskFlow:
@@ -351,12 +351,13 @@ async def bounded(result: Any, seconds: float) -> Any:
     hook.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if it ends later
     try:
         await asyncio.wait([hook], timeout=seconds)
-    finally:
-        overdue = not hook.done()
-        if overdue:
-            hook.cancel()
-            await asyncio.wait([hook], timeout=_DEAF)
-    if overdue:
+    except asyncio.CancelledError:
+        hook.cancel()
+        await asyncio.wait([hook], timeout=_DEAF)
+        raise
+    if not hook.done():
+        hook.cancel()
+        await asyncio.wait([hook], timeout=_DEAF)
         raise Overdue
     return hook.result()
 

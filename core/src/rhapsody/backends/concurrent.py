@@ -156,7 +156,7 @@ class ConcurrentExecutionBackend(ExecutionBackend):
         deadline = time.monotonic() + _LINGER
         while any(thread.is_alive() for thread in own) and time.monotonic() < deadline:  # noqa: ASYNC110  # no event
             await asyncio.sleep(0.002)
-        self._guard.close()
+        await _in_thread(self._guard.close)
 
 
 def _processors() -> int:
