@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
+from ..flow import Overdue
 from ..states import TaskState
 from ..task import ComputeTask
 from . import tasks
@@ -153,7 +154,7 @@ class LifecycleTests(SuitePart):
         seen = await _lives(rig)
         for life in (seen.first, seen.second):
             error = life.close_error
-            if error is not None and not isinstance(error.__cause__, TimeoutError):
+            if error is not None and not isinstance(error.__cause__, Overdue):
                 raise ConformanceError(f"closing a session raised {type(error).__name__}: {error}") from error
 
     @conforms("starts and shuts down", restarts=True)
@@ -163,7 +164,7 @@ class LifecycleTests(SuitePart):
         for life in (seen.first, seen.second):
             error = life.close_error
             check(
-                error is None or not isinstance(error.__cause__, TimeoutError),
+                error is None or not isinstance(error.__cause__, Overdue),
                 f"{error}; bound every wait in rhapsody_shutdown, and end by force what does not end by itself "
                 f"(deadlines.shutdown is {life.backend.deadlines.shutdown:g} s, a class attribute)",
             )
@@ -274,7 +275,7 @@ async def _lives(rig: Rig) -> Evidence:
     await rig.one(**_quick(rig))
     await rig.end_shared(wait=True)
     assert first.before is not None
-    after_first = await first.before.left(_SETTLE)
+    after_first = await first.before.left(min(_SETTLE, rig.patience))
     between = await asyncio.to_thread(Leftovers.now)
     running = asyncio.all_tasks()
     quiet = Quiet()
@@ -293,7 +294,7 @@ async def _lives(rig: Rig) -> Evidence:
                 break
             await asyncio.sleep(0.02)
         left_files = files()
-    growth = await between.left(_SETTLE)
+    growth = await between.left(min(_SETTLE, rig.patience))
     evidence = Evidence(first, after_first, second, results, growth, left_files, left, quiet)
     rig.evidence = evidence
     return evidence

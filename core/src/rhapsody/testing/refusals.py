@@ -9,6 +9,7 @@ from ..states import TaskState
 from ..task import ComputeTask, Resources
 from . import tasks
 from ._base import SuitePart, conforms
+from .ledger import ConformanceError
 from .rig import Rig, check, must_be, state_of
 
 _UNKNOWN = "no_backend_has_this_option"
@@ -78,7 +79,12 @@ class RefusalTests(SuitePart):
         """Every option of the class attribute `options` is taken, by itself and with the others."""
         for key, value in self.options.items():
             task = _task(rig, backend_options={key: value})
-            await rig.finish([task])
+            try:
+                await rig.finish([task])
+            except UnsupportedError as error:
+                raise ConformanceError(
+                    f"the option {key}={value!r} is one of the backend's, and is refused: {error}"
+                ) from error
             must_be(task, TaskState.DONE, f"a task with backend_options={{{key!r}: {value!r}}}")
 
     @conforms("unknown options are refused")
@@ -116,7 +122,7 @@ async def _is_refused(rig: Rig, task: ComputeTask, about: str) -> UnsupportedErr
     except Exception as error:
         check(False, f"{about} must be refused with UnsupportedError, not {type(error).__name__}: {error}")
     await rig.ended([task], life)
-    raise AssertionError(
+    raise ConformanceError(
         f"{about} is not declared, and was accepted and ended {state_of(task)}; raise UnsupportedError in "
         f"rhapsody_validate, or let core do it: BackendCapabilities(options=frozenset({{...}}))"
     )

@@ -40,6 +40,12 @@ def same(value: Any) -> Any:
     return value
 
 
+def nap(number: int) -> int:
+    """Return the number after five milliseconds."""
+    time.sleep(0.005)
+    return number
+
+
 async def same_later(value: Any) -> Any:
     """Return the value, after a turn of a loop."""
     await asyncio.sleep(0.001)
