@@ -6,7 +6,10 @@ This is the one place that calls a backend's hooks, and the one that awaits them
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
@@ -14,7 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 from .batching import AdaptiveBatching
 from .context import BackendContext
-from .errors import BackendLostError, BackendShutdownError, BackendStartError, InvalidBackendError
+from .errors import (
+    BackendLostError,
+    BackendShutdownError,
+    BackendStartError,
+    InvalidBackendError,
+    UnclosedSessionWarning,
+)
 from .events import CancelResult
 from .flow import Overdue, Sink, TaskFlow, bounded
 from .hooks import BackendCaller
@@ -254,3 +263,22 @@ class BackendRunner:
     async def cancel(self, tasks: Sequence[ComputeTask]) -> Mapping[str, CancelResult]:
         """Stop tasks, and say of each what became of it."""
         return await self._flow.cancel(tasks)
+
+
+def warn_unclosed(uid: str) -> None:
+    """Say that a session was never closed."""
+    warnings.warn(
+        f"session {uid} was never closed: use `async with Session(...)`, or `await session.close()`",
+        UnclosedSessionWarning,
+        stacklevel=2,
+    )
+
+
+def at_exit(uid: str, owner: int, runners: list[BackendRunner]) -> None:
+    """Clean up after a session that nobody closed and whose loop is gone."""
+    if os.getpid() != owner:  # a process that the program forked: the session is not its own
+        return
+    warn_unclosed(uid)
+    for runner in runners:
+        with contextlib.suppress(Exception):  # the interpreter is ending: the others must have their turn
+            runner.shutdown_without_loop()

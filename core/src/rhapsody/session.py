@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import time
-import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-
-import attrs
 
 from . import settings
 from .admission import Backends, Route, instances, route
@@ -27,7 +23,6 @@ from .errors import (
     InvalidBackendError,
     SessionClosedError,
     SessionError,
-    UnclosedSessionWarning,
     describe,
 )
 from .events import CancelResult, Outcome
@@ -35,8 +30,9 @@ from .flow import Change
 from .hooks import ObserverCaller
 from .log import configure, get_logger
 from .records import apply, unended
-from .runner import BackendRunner
+from .runner import BackendRunner, at_exit, warn_unclosed
 from .states import FINAL_STATES, TaskState
+from .streaming import IN_FLIGHT, Ends, in_order_of_completion, map_in_order
 from .task import ComputeTask
 
 log = get_logger(__name__)
@@ -52,14 +48,6 @@ class _Phase(Enum):
     OPEN = auto()
     CLOSING = auto()
     CLOSED = auto()
-
-
-@attrs.define(eq=False)
-class _Waiter:
-    """Somebody waits for the end of these tasks."""
-
-    remaining: set[str]
-    future: asyncio.Future[None]
 
 
 class Session:
@@ -94,7 +82,7 @@ class Session:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: dict[str, ComputeTask] = {}  # accepted and not ended
         self._names: set[str] = set()  # uids that users chose, of all tasks ever: a file may carry such a name
-        self._waiters: list[_Waiter] = []
+        self._ends = Ends()
         self._observers = list(load_observers())
         self._observer_hooks = ObserverCaller(self._observers)
         self._starting: asyncio.Task[None] | None = None
@@ -176,7 +164,7 @@ class Session:
             self._phase = _Phase.CLOSED
             raise _with_notes(problems)
         self._phase = _Phase.OPEN
-        self._finalizer = weakref.finalize(self, _at_exit, self.uid, os.getpid(), list(self._runners.values()))
+        self._finalizer = weakref.finalize(self, at_exit, self.uid, os.getpid(), list(self._runners.values()))
         self._observer_hooks.opened(self)
 
     async def __aenter__(self) -> Self:
@@ -244,7 +232,7 @@ class Session:
 
     async def _end_tasks(self, hurry: asyncio.Event) -> None:
         """Wait for the tasks; once there is a hurry, cancel them, and give those that cannot be stopped a moment."""
-        drained = asyncio.ensure_future(self._wait(self._tasks))
+        drained = asyncio.ensure_future(self._ends.wait(self._tasks))
         hurried = asyncio.ensure_future(hurry.wait())
         try:
             await asyncio.wait([drained, hurried], return_when=asyncio.FIRST_COMPLETED)
@@ -274,7 +262,7 @@ class Session:
             if self._finalizer is not None:
                 self._finalizer.detach()
             if was_open and (self._closing is None):
-                _warn_unclosed(self.uid)
+                warn_unclosed(self.uid)
 
     def _bind(self) -> None:
         """Hold on to the loop that the session belongs to, and to its backends."""
@@ -384,11 +372,52 @@ class Session:
         pending = {task.uid for task in waited if task.state not in FINAL_STATES}
         try:
             async with asyncio.timeout(timeout):
-                await self._wait(pending)
+                await self._ends.wait(pending)
         except TimeoutError:
             left = sum(not task.is_final for task in waited)
             raise TimeoutError(f"{left} of {len(waited)} tasks have not ended within {timeout:g} seconds") from None
         return waited
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        *iterables: Iterable[Any],
+        backend: str | None = None,
+        in_flight: int = IN_FLIGHT,
+    ) -> AsyncGenerator[Any, None]:
+        """Call a function with the items of iterables, as `map` does, and yield what the calls return, in order.
+
+        Items are taken as there is room, so the iterables may be endless, and memory stays bounded. A call that fails
+        raises its exception in its turn. Leaving the iteration early cancels the calls that are left.
+
+        Args:
+            function: what to call.
+            iterables: its arguments; the shortest ends the iteration.
+            backend: where; None for the session's first.
+            in_flight: calls that are submitted, or have ended and wait for their turn.
+
+        Raises:
+            SessionError: in_flight is no positive whole number.
+        """
+        return map_in_order(self, function, iterables, backend, in_flight)
+
+    def as_completed(
+        self, tasks: Iterable[ComputeTask | Mapping[str, Any]], *, in_flight: int = IN_FLIGHT
+    ) -> AsyncGenerator[ComputeTask, None]:
+        """Yield tasks as they end, however they end; ask `task.state`, or `task.result()`, which raises.
+
+        Tasks that were not submitted are submitted as there is room, so an endless generator of new tasks runs in
+        bounded memory. Leaving the iteration early leaves those that were submitted alone.
+
+        Args:
+            tasks: new tasks, mappings of their fields, or tasks of this session.
+            in_flight: tasks that have not ended, or have ended and were not yielded.
+
+        Raises:
+            SessionError: in_flight is no positive whole number; a task of another session.
+            InvalidTaskError and others: as `submit_tasks` does.
+        """
+        return in_order_of_completion(self, self._tasks, self._ends, tasks, in_flight)
 
     async def cancel_tasks(self, tasks: Iterable[ComputeTask]) -> dict[str, CancelResult]:
         """Stop tasks, and say of each what became of it.
@@ -442,28 +471,10 @@ class Session:
             if type(event) is Outcome:
                 del accepted[task.uid]
                 ended.append(task.uid)
-        if ended and self._waiters:
-            self._wake(ended)
+        if ended and self._ends:
+            self._ends.tell(ended)
         if transitions:
             self._observer_hooks.tasks_changed(self, transitions)
-
-    def _wake(self, ended: list[str]) -> None:
-        for waiter in self._waiters:
-            waiter.remaining.difference_update(ended)
-            if not waiter.remaining and not waiter.future.done():
-                waiter.future.set_result(None)
-
-    async def _wait(self, uids: Iterable[str]) -> None:
-        """Wait until these tasks have ended."""
-        remaining = set(uids)
-        if not remaining:
-            return
-        waiter = _Waiter(remaining, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
-        try:
-            await waiter.future
-        finally:
-            self._waiters.remove(waiter)
 
 
 def _with_notes(problems: Sequence[BaseException]) -> BaseException:
@@ -473,25 +484,7 @@ def _with_notes(problems: Sequence[BaseException]) -> BaseException:
     return problems[0]
 
 
-def _warn_unclosed(uid: str) -> None:
-    warnings.warn(
-        f"session {uid} was never closed: use `async with Session(...)`, or `await session.close()`",
-        UnclosedSessionWarning,
-        stacklevel=2,
-    )
-
-
 def _seen(task: asyncio.Task[None]) -> None:
     """Look at how a task ended: whoever waited for it may have gone."""
     if not task.cancelled():
         task.exception()
-
-
-def _at_exit(uid: str, owner: int, runners: list[BackendRunner]) -> None:
-    """Clean up after a session that nobody closed and whose loop is gone."""
-    if os.getpid() != owner:  # a process that the program forked: the session is not its own
-        return
-    _warn_unclosed(uid)
-    for runner in runners:
-        with contextlib.suppress(Exception):  # the interpreter is ending: the others must have their turn
-            runner.shutdown_without_loop()
