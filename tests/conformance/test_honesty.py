@@ -1,0 +1,142 @@
+"""The suite cannot be weakened unseen, and its report says what was proven and what was not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rhapsody.plugin import Outcome, Returned, Started, TaskState
+from rhapsody.testing import BackendConformanceTests
+from rhapsody.testing import report as reports
+from rhapsody.testing.ledger import Ledger
+
+EXCEPTIONS = "test_a_function_that_raises_fails_with_its_own_exception"
+
+
+def test_a_subclass_that_removes_a_test_is_refused() -> None:
+    with pytest.raises(TypeError, match=f"Removing removes or replaces {EXCEPTIONS}"):
+        type("Removing", (BackendConformanceTests,), {EXCEPTIONS: None})
+
+
+def test_a_subclass_that_replaces_a_test_is_refused() -> None:
+    with pytest.raises(TypeError, match=EXCEPTIONS):
+        type("Replacing", (BackendConformanceTests,), {EXCEPTIONS: lambda self: None})
+
+
+def test_a_mixin_that_replaces_a_test_is_refused() -> None:
+    mixin = type("Mixin", (), {EXCEPTIONS: lambda self: None})
+    with pytest.raises(TypeError, match=EXCEPTIONS):
+        type("Mixed", (mixin, BackendConformanceTests), {})
+
+
+def test_an_xfail_without_a_reason_is_refused() -> None:
+    @pytest.mark.xfail
+    def replacement(self: object) -> None: ...
+
+    with pytest.raises(TypeError, match=EXCEPTIONS):
+        type("Silent", (BackendConformanceTests,), {EXCEPTIONS: replacement})
+
+
+def test_an_xfail_with_a_reason_is_taken() -> None:
+    @pytest.mark.xfail(reason="the engine has no exceptions")
+    def replacement(self: object) -> None: ...
+
+    type("Honest", (BackendConformanceTests,), {EXCEPTIONS: replacement})
+
+
+AUTHORS_FILE = f"""
+import pytest
+from rhapsody.backends import ConcurrentExecutionBackend
+from rhapsody.testing import BackendConformanceTests
+
+@pytest.fixture(scope="class")
+def new_backend():
+    return lambda: ConcurrentExecutionBackend(max_workers=2)
+
+class TestMine(BackendConformanceTests):
+    title = "mine"
+
+    @pytest.mark.xfail(reason="the engine has no exceptions", strict=True)
+    def {EXCEPTIONS}(self, rhapsody_rig):
+        super().{EXCEPTIONS}(rhapsody_rig)
+        raise AssertionError("none")
+"""
+
+
+def test_the_report_tells_proven_refused_known_and_not_tried(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(AUTHORS_FILE)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not rhapsody_restart"]
+    command += ["--conformance-report", "report.json", "test_mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "RHAPSODY conformance of mine" in done.stdout
+    assert "| executables | proven | " in done.stdout
+    rows = {row["what"]: row for row in json.loads((tmp_path / "report.json").read_text())["mine"]}
+    assert rows["executables"]["result"] == "proven"
+    assert rows["ranks"]["result"] == "refused"
+    assert rows["exceptions"] == {
+        "what": "exceptions",
+        "result": "known failure",
+        "tests": "3",
+        "detail": "the engine has no exceptions",
+    }
+    assert rows["survives the loss of a worker"]["result"] == "not tried"
+
+
+def test_results_of_other_backends_stay_in_the_report(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    reports.write(path, {"other": [{"what": "functions", "result": "proven"}]})
+    reports.write(path, {"mine": [{"what": "functions", "result": "FAILED"}]})
+    assert json.loads(path.read_text()).keys() == {"other", "mine"}
+
+
+def test_the_pytest_plugin_imports_next_to_nothing() -> None:
+    code = (
+        "import pytest, sys; before = set(sys.modules); import rhapsody.testing.plugin; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["rhapsody", "rhapsody.testing", "rhapsody.testing.plugin"]
+
+
+class _Batch:
+    def __init__(self, *uids: str) -> None:
+        self.tasks = [type("Task", (), {"uid": uid}) for uid in uids]
+
+
+def _ledger(*uids: str) -> Ledger:
+    ledger = Ledger()
+    ledger.handed(_Batch(*uids))  # type: ignore[arg-type]
+    return ledger
+
+
+def test_a_ledger_finds_nothing_wrong_with_a_sound_life() -> None:
+    ledger = _ledger("a", "b")
+    ledger.reported([Started("a", 0.0), Returned(["b"]), Outcome("a", TaskState.DONE)])
+    assert not ledger.faults()
+    assert not ledger.held
+
+
+@pytest.mark.parametrize(
+    ("events", "fault"),
+    [
+        ([Outcome("x", TaskState.DONE)], "which the backend does not hold"),
+        ([Outcome("a", TaskState.DONE), Outcome("a", TaskState.DONE)], "which had ended DONE before"),
+        ([Started("a", 0.0), Started("a", 0.0)], "reported twice"),
+        ([Outcome("a", TaskState.DONE), Started("a", 0.0)], "before the task's Outcome"),
+        ([Started("a", 0.0), Returned(["a"])], "it would run twice"),
+        ([Returned(["x"])], "which the backend does not hold"),
+        ([Outcome("a", TaskState.RUNNING)], "must be DONE, FAILED or CANCELED"),
+        ([Outcome("a", TaskState.FAILED)], "has no exception"),
+        ([Outcome("a", TaskState.DONE, exception=ValueError())], "is it FAILED?"),
+        (["a"], "which is no event"),
+    ],
+)
+def test_a_ledger_tells_a_report_that_breaks_the_contract(events: list, fault: str) -> None:
+    ledger = _ledger("a")
+    ledger.reported(events)
+    assert fault in ledger.faults()
+    assert not ledger.faults(), "told once"
