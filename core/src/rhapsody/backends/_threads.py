@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 from .. import _executable, worker
 from .._guard import Guard
@@ -130,13 +130,18 @@ class ThreadLane:
         """A thread was given back; or never came, because the caller has canceled what waits or the pool is broken."""
         with self._lock:
             self._pullers -= 1
-        if not self._waiting or self._queue.empty():
-            return
+        if self._waiting and not self._queue.empty():
+            try:  # a task came in since the last look; not from here, where the executor may hold its lock
+                self._context.loop.call_soon_threadsafe(self._ask_again, not future.cancelled() and future.exception())
+            except RuntimeError:  # the loop is closed: nobody waits for these tasks
+                pass
+
+    def _ask_again(self, problem: BaseException | Literal[False] | None) -> None:
         assert self._executor is not None
         try:
-            if not future.cancelled() and (error := future.exception()) is not None:
-                raise RuntimeError(str(error))
-            self._ask_for_threads(self._executor, len(self._waiting))  # a task came in since the last look
+            if problem:
+                raise RuntimeError(str(problem))
+            self._ask_for_threads(self._executor, len(self._waiting))
         except RuntimeError as error:
             text = f"the executor given to backend {self._context.backend!r} takes no more work: {error}"
             while self._waiting:
