@@ -174,7 +174,7 @@ def _marked(mark: str) -> set[int]:
     for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():  # noqa: PTH112, PTH208  # pathlib is slow to import
         if entry.isdigit():
             try:
-                with open(f"/proc/{entry}/environ", "rb") as environ:  # noqa: PTH123
+                with open(f"/proc/{entry}/environ", "rb") as environ:  # noqa: PTH123  # as above
                     if wanted in environ.read().split(b"\0"):
                         found.add(int(entry))
             except OSError:  # it has ended, or belongs to another user
