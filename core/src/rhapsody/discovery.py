@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from typing import Any, Final
@@ -20,6 +21,7 @@ from .backends.base import ExecutionBackend
 from .capabilities import INTERFACE_VERSION
 from .errors import (
     AmbiguousBackendError,
+    BackendConfigurationError,
     BackendError,
     BackendLoadError,
     BackendNotFoundError,
@@ -129,7 +131,14 @@ def get_backend(name: str, /, **options: Any) -> ExecutionBackend:
         BackendError: as for `load_backend`.
         BackendConfigurationError: the class refuses the options.
     """
-    backend = load_backend(name)(**options)
+    kind = load_backend(name)
+    try:
+        inspect.signature(kind).bind(**options)
+    except TypeError as error:
+        raise BackendConfigurationError(
+            f"backend {name!r} is a {kind.__name__}, which takes {inspect.signature(kind)}: {error}"
+        ) from error
+    backend = kind(**options)
     if not options.get("name"):
         backend.name = name.rpartition(":")[2]  # asked for by an alias, it answers to it
     return backend
@@ -143,7 +152,7 @@ def load_class(class_name: str) -> type[ExecutionBackend]:
         AttributeError: nobody's.
     """
     for point in _entry_points(BACKENDS):
-        if point.attr == class_name and point.name not in settings.disabled_backends():
+        if _attr(point) == class_name:
             return _load(point)
     for package, known in KNOWN.values():
         if known == class_name:
@@ -155,7 +164,7 @@ def load_class(class_name: str) -> type[ExecutionBackend]:
 
 def class_names() -> set[str]:
     """Return the names of the backend classes that can be imported from `rhapsody.backends`."""
-    return {point.attr for point in _entry_points(BACKENDS) if point.attr}
+    return {attr for point in _entry_points(BACKENDS) if (attr := _attr(point))}
 
 
 def load_observers() -> Iterator[object]:
@@ -163,7 +172,7 @@ def load_observers() -> Iterator[object]:
     for point in _entry_points(OBSERVERS):
         try:
             yield point.load()()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             log.error("observer_not_loaded", observer=point.name, target=point.value, error=repr(error))
 
 
@@ -175,11 +184,33 @@ def refresh() -> None:
 def _entry_points(group: str) -> list[EntryPoint]:
     """Return a group's entry points, each distribution's once, whatever is on the path twice."""
     disabled = settings.disabled_backends() if group == BACKENDS else frozenset()
-    unique = {
-        (point.name, point.dist.name if point.dist else "", point.value): point
-        for point in importlib.metadata.entry_points(group=group)
-    }
+    unique = {(point.name, point.dist.name if point.dist else "", point.value): point for point in _readable(group)}
     return [point for point in unique.values() if point.name not in disabled]
+
+
+def _readable(group: str) -> list[EntryPoint]:
+    """Return a group's entry points; a distribution whose entry points cannot be read is passed over, and logged."""
+    try:
+        return list(importlib.metadata.entry_points(group=group))
+    except Exception:  # one bad file spoils the list of all: read them one by one
+        found: list[EntryPoint] = []
+        seen: set[str] = set()
+        for distribution in importlib.metadata.distributions():
+            try:
+                if distribution.name not in seen:  # the first on the path is the one that is imported
+                    seen.add(distribution.name)
+                    found += distribution.entry_points.select(group=group)
+            except Exception as error:
+                log.warning("entry_points_not_read", distribution=str(distribution.name), error=repr(error))
+        return found
+
+
+def _attr(point: EntryPoint) -> str:
+    """Return the name of the class that an entry point names; empty where it names none."""
+    try:
+        return point.attr or ""
+    except AttributeError:  # its value is not `module:Class`: EntryPoint asks the match, which is None
+        return ""
 
 
 def _load(point: EntryPoint) -> type[ExecutionBackend]:
