@@ -26,6 +26,14 @@ MARK = "RHAPSODY_DRAGON_TESTS"
 CLEAN = 20.0
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that only waits to be collected does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
 def marked(mark: str) -> list[psutil.Process]:
     """The processes that descend from the script of this mark."""
     found = []
@@ -78,8 +86,24 @@ class Script:
             env={**os.environ, MARK: self.mark},
         )
         assert self.process.stdout is not None
-        self.first = self.process.stdout.readline().strip()
-        self.files = shared_memory(marked(self.mark))
+        self.seen: set[psutil.Process] = set()
+        self.first = self.next_line()
+        self.files = shared_memory(list(self.seen))
+
+    def next_line(self) -> str:
+        """The next line that the script prints; by then its processes are looked at."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if self.process.poll() is None:
+            self.seen |= set(psutil.Process(self.process.pid).children(recursive=True))
+        return line
+
+    def left(self) -> list[psutil.Process]:
+        """The processes of the script that still run: those that were seen, and those that have its mark.
+
+        A mark alone would not do, for Dragon's processes write their names over their environment.
+        """
+        return [one for one in self.seen if is_alive(one)] + marked(self.mark)
 
     def end(self, seconds: float = 60.0) -> tuple[str, str]:
         """Wait for the script's own end; what it printed, on standard output and on standard error."""
@@ -87,7 +111,7 @@ class Script:
 
     def must_leave_nothing(self) -> None:
         """Fail if processes, files of shared memory or files in its folder are left after a while."""
-        wait_for(lambda: not marked(self.mark), CLEAN, "no process of the script is left")
+        wait_for(lambda: not self.left(), CLEAN, "no process of the script is left")
         assert self.files, "the runtime was seen while it was up"
         assert not [file for file in self.files if Path(file).exists()]
         assert not [path for path in self.folder.iterdir() if not path.name.startswith("rhapsody.")]
@@ -104,7 +128,7 @@ def script(tmp_path: Path) -> Iterator[Callable[[str], Script]]:
 
     yield run
     for one in scripts:
-        for process in marked(one.mark):
+        for process in one.left():
             process.kill()
         one.process.wait()
         for stream in (one.process.stdout, one.process.stderr):

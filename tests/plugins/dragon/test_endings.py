@@ -25,8 +25,9 @@ async def main():
             ComputeTask(executable="/bin/sh", arguments=["-c", "setsid sleep 300 & sleep 300"]),
         ]
         await session.submit_tasks(tasks)
-        while not all(task.started_at for task in tasks) and not all(task.state == "RUNNING" for task in tasks):
+        while any(task.state != "RUNNING" for task in tasks):
             await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
         print("RUNNING", flush=True)
         ENDING
 
@@ -37,8 +38,7 @@ asyncio.run(main())
 def run(script: Callable[[str], Script], ending: str) -> Script:
     one = script(SCRIPT.replace("ENDING", ending))
     assert one.first == "UP"
-    assert one.process.stdout is not None
-    assert one.process.stdout.readline().strip() == "RUNNING"
+    assert one.next_line() == "RUNNING"
     return one
 
 

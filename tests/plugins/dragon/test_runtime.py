@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -179,3 +181,38 @@ def test_resources_that_make_no_sense_are_refused_where_they_are_given(kind: typ
 def test_num_workers_that_make_no_sense_are_refused_where_they_are_given() -> None:
     with pytest.raises(BackendConfigurationError, match="num_workers"):
         DragonExecutionBackendV3(num_workers=0)
+
+
+def test_inside_the_launcher_its_runtime_is_used_and_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(
+        """
+import asyncio
+from rhapsody.api import ComputeTask, Session
+from rhapsody.backends import get_backend
+from rhapsody_dragon import runtime
+
+async def main():
+    async with Session([get_backend("dragon_v2", resources={"slots": 2})]) as session:
+        tasks = [ComputeTask(function=abs, args=(-n,)) for n in range(100)]
+        await session.submit_tasks(tasks)
+        await session.wait_tasks(tasks)
+        print("SUM", runtime._current.kind, sum(task.return_value for task in tasks), flush=True)
+
+asyncio.run(main())
+"""
+    )
+    launch = "import sys; from dragon.launcher.launch_selector import main; sys.exit(main())"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("DRAGON_")}
+    done = subprocess.run(
+        [sys.executable, "-c", launch, "-s", str(path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+    assert "SUM launcher 4950" in done.stdout, done.stderr
+    assert done.returncode == 0
+    assert "leftover" not in done.stdout

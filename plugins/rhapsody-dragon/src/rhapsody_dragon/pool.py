@@ -18,9 +18,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
-from rhapsody.errors import BackendLostError, BackendStartError, TaskCanceledError, WorkerLostError
+from rhapsody.errors import BackendLostError, BackendStartError, SubmitError, TaskCanceledError, WorkerLostError
 from rhapsody.plugin import (
     BackendLost,
     CancelResult,
@@ -46,6 +47,8 @@ JOIN_SECONDS: Final = 1.0
 STUBBORN: Final = 4.0
 #: Workers of one place that may die before they are up, one after the other.
 TRIES: Final = 3
+#: Seconds for which a message may wait for room in a queue.
+PUT_DEADLINE: Final = 60.0
 #: Messages that a queue holds; more wait at the sender.
 QUEUE_SIZE: Final = 1000
 
@@ -133,6 +136,7 @@ class WorkerGroup:
         self._outbox: Any = None
         self._joiner = Joiner()
         self._progress = _Progress(count, shared=not policies)
+        self._outgoing: queue.SimpleQueue[tuple[Place, Any, Kind, int, bytes] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lost: Exception | None = None
 
@@ -150,7 +154,7 @@ class WorkerGroup:
         for place in self._places:
             place.inbox, place.control = Queue(maxsize=QUEUE_SIZE), Queue(maxsize=QUEUE_SIZE)
             self._start(place)
-        for name, body in (("drain", self._drain), ("deaths", self._deaths)):
+        for name, body in (("drain", self._drain), ("deaths", self._deaths), ("feed", self._feed)):
             thread = threading.Thread(target=body, name=f"rhapsody-dragon-{name}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -167,6 +171,7 @@ class WorkerGroup:
             if self._closing:
                 return
             self._closing = True
+            self._outgoing.put(None)
             places = [place for place in self._places if place.process is not None]
         for place in places:
             try:
@@ -225,7 +230,7 @@ class WorkerGroup:
     # -- units go down -----------------------------------------------------------------------------------------------
 
     def submit(self, batch: TaskBatch, payload: bytes) -> None:
-        """Give a unit to the worker that has the least to do. Blocks only while a payload of many parts travels."""
+        """Give a unit to the worker that has the least to do."""
         unit = Unit(batch)
         if not unit.left:
             return  # none of it could be encoded, which has been reported
@@ -236,13 +241,21 @@ class WorkerGroup:
             started = self._next_started(place) if len(place.units) == 1 else ()
         if started:
             self._events.put(started)
-        try:
-            send(lambda data: inbox.put(data, timeout=60.0), place.number, batch.uid, Kind.RUN, payload)
-        except Exception:
-            with self._lock:
-                if place.units.pop(batch.uid, None) is None:
-                    return  # its worker has died meanwhile: the unit was given back already
-            raise
+        self._outgoing.put((place, inbox, Kind.RUN, batch.uid, payload))
+
+    def _feed(self) -> None:
+        """Put what goes to workers into their queues: that may wait for room, or for a lock that a worker holds."""
+        while (item := self._outgoing.get()) is not None:
+            place, target, kind, number, data = item
+            try:
+                send(partial(target.put, timeout=PUT_DEADLINE), place.number, number, kind, data)
+            except Exception as error:
+                with self._lock:
+                    # Where its worker has died meanwhile, the unit was given back already.
+                    unit = place.units.pop(number, None) if kind is Kind.RUN and place.inbox is target else None
+                if unit is not None:
+                    problem = SubmitError(f"backend {self.name!r}: a unit could not be sent to a worker: {error}")
+                    self._report([Outcome(uid, TaskState.FAILED, exception=problem) for uid in unit.left])
 
     # -- frames come up ----------------------------------------------------------------------------------------------
 
@@ -436,7 +449,7 @@ class WorkerGroup:
         try:
             # What waits first: the end of what runs would begin it.
             for place, number, uid in waiting:
-                place.control.put(HEAD.pack(place.number, number, Kind.SKIP) + uid.encode(), timeout=1.0)
+                self._outgoing.put((place, place.control, Kind.SKIP, number, uid.encode()))
             for place, number, _, task in running:
                 self._stop(place, number, task)
             if ends:
@@ -458,10 +471,9 @@ class WorkerGroup:
 
     def _stop(self, place: Place, number: int, task: ComputeTask) -> None:
         if task.function is None:
-            message = HEAD.pack(place.number, number, Kind.TERMINATE) + f"{self._session}\n{task.uid}".encode()
+            self._outgoing.put((place, place.control, Kind.TERMINATE, number, f"{self._session}\n{task.uid}".encode()))
         else:
-            message = HEAD.pack(place.number, number, Kind.KILL) + task.uid.encode()
-        place.control.put(message, timeout=1.0)
+            self._outgoing.put((place, place.control, Kind.KILL, number, task.uid.encode()))
 
     def _kill_stubborn(self, running: Sequence[tuple[Place, int, Unit, ComputeTask]]) -> None:
         for place, number, unit, task in running:

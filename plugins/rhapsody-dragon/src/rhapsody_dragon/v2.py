@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rhapsody.plugin import (
@@ -17,7 +16,6 @@ from rhapsody.plugin import (
 )
 
 from .backend import DragonBackend, node_policies, read_resources
-from .far import PART
 from .pool import WorkerGroup
 from .runtime import DragonRuntime
 
@@ -64,10 +62,10 @@ class DragonExecutionBackendV2(DragonBackend):
         self._group = start_group(self, self._context, self._slots or processors, self._folder, policies)
 
     @hookimpl
-    def rhapsody_submit(self, batch: TaskBatch) -> Awaitable[None] | None:
+    def rhapsody_submit(self, batch: TaskBatch) -> None:
         """Give the unit to the worker that has the least to do."""
         assert self._group is not None
-        return submit(self._group, batch)
+        self._group.submit(batch, batch.encode())
 
     @hookimpl
     async def rhapsody_cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
@@ -109,15 +107,6 @@ def start_group(
         raise
     context.set_capacity(Capacity(slots=count))
     return group
-
-
-def submit(group: WorkerGroup, batch: TaskBatch) -> Awaitable[None] | None:
-    """Encode a batch and give it to a group; a payload of many parts travels in a thread."""
-    payload = batch.encode()
-    if len(payload) <= PART:
-        group.submit(batch, payload)
-        return None
-    return asyncio.to_thread(group.submit, batch, payload)
 
 
 _warned: set[str] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from .batchrun import BatchRuns
 from .options import check, ranks_of
 from .pool import WorkerGroup
 from .runtime import DragonRuntime
-from .v2 import start_group, submit
+from .v2 import start_group
 
 OPTIONS: Final = frozenset({"timeout", "pmi", "process_template", "process_templates"})
 #: Units that stream mode keeps at Batch for each of its workers; Batch has its own queue and charges for every unit.
@@ -42,9 +42,10 @@ class DragonExecutionBackendV3(DragonBackend):
 
     Args:
         name: the name under which tasks choose the backend.
-        num_workers: workers in total, over all nodes; None for one on each processor, in stream mode on each
-            physical core. In batch mode the group has exactly this many. In stream mode it must be a multiple of the
-            nodes, and at most the physical cores, which is all that Batch gives; otherwise starting says so.
+        num_workers: workers in total, over all nodes; None for one on each processor, in stream mode on each core,
+            for which Batch takes half of the processors. In batch mode the group has exactly this many. In stream mode
+            it must be a multiple of the nodes, and at most the processors; otherwise starting says what there is.
+            Ranks of jobs share the same cores, so a number above half of the processors allows as many ranks.
         disable_telemetry: passed to Batch as `disable_telem`: its managers do not take part in Dragon's telemetry.
             Telemetry is off anyway unless DRAGON_TELEMETRY_LEVEL is set, and the worker group never takes part.
         disable_background_batching: has no effect with Dragon 0.15, which always gathers what is submitted within
@@ -78,7 +79,7 @@ class DragonExecutionBackendV3(DragonBackend):
         self._disable_telemetry = disable_telemetry
         self._disable_background_batching = disable_background_batching
         self._stream = disable_batch_submission
-        self._nodes, self._cores = 1, 1
+        self._nodes, self._cores, self._processors = 1, 1, 1
         self._group: WorkerGroup | None = None
         self._batch: BatchRuns | None = None
 
@@ -98,8 +99,10 @@ class DragonExecutionBackendV3(DragonBackend):
         assert self._context is not None
         context = self._context
         nodes = [Node(uid) for uid in System().nodes]
-        # As Batch counts: half of the logical processors of the first node, on every node.
-        self._nodes, self._cores = len(nodes), max(1, nodes[0].num_cpus // 2)
+        self._nodes, self._processors = len(nodes), nodes[0].num_cpus
+        # As Batch counts, half of the processors, unless the user asks for more workers than that.
+        wanted = -(-(self._num_workers or 0) // self._nodes)
+        self._cores = max(1, self._processors // 2, min(wanted, self._processors))
         by_name = Policy.Placement.HOST_NAME
         policies = [Policy(placement=by_name, host_name=node.hostname) for node in nodes] if len(nodes) > 1 else []
         self._batch = BatchRuns(
@@ -107,6 +110,7 @@ class DragonExecutionBackendV3(DragonBackend):
             folder=str(Path.cwd()),
             home=dragon.home,
             workers_per_node=self._workers_per_node(),
+            cores_per_node=self._cores,
             disable_telemetry=self._disable_telemetry,
             policy=Policy(placement=by_name, host_name=current().hostname) if policies else None,
             here=not policies,
@@ -126,11 +130,12 @@ class DragonExecutionBackendV3(DragonBackend):
         wanted = self._num_workers
         if not self._stream or wanted is None:
             return None
-        if wanted % self._nodes or wanted > self._nodes * self._cores:
+        most = self._nodes * self._processors
+        if wanted % self._nodes or wanted > most:
             raise BackendConfigurationError(
                 f"backend {self.name!r}: Dragon's Batch cannot give num_workers={wanted} in stream mode: on "
-                f"{self._nodes} node(s) of {self._cores} physical core(s) it gives a multiple of {self._nodes} up to "
-                f"{self._nodes * self._cores}; leave num_workers out to get that many"
+                f"{self._nodes} node(s) of {self._processors} processor(s) it gives a multiple of {self._nodes} up to "
+                f"{most}; leave num_workers out to get {self._nodes * self._cores}"
             )
         return wanted // self._nodes
 
@@ -142,19 +147,20 @@ class DragonExecutionBackendV3(DragonBackend):
             ranks = ranks_of(task)
             if self._batch is not None and ranks > self._nodes * self._cores:
                 raise UnsupportedError(
-                    f"task {task.uid}: backend {self.name!r} gives a job one physical core for each rank and has "
-                    f"{self._nodes * self._cores}, so {ranks} ranks would wait for ever; use backend 'dragon_v1', "
-                    f"which starts as many processes as it has slots"
+                    f"task {task.uid}: backend {self.name!r} gives a job one core for each rank and has "
+                    f"{self._nodes * self._cores}, so {ranks} ranks would wait for ever; raise num_workers up to the "
+                    f"{self._nodes * self._processors} processors, or use backend 'dragon_v1', which starts as many "
+                    f"processes as it has slots"
                 )
 
     @hookimpl
-    def rhapsody_submit(self, batch: TaskBatch) -> Awaitable[None] | None:
+    def rhapsody_submit(self, batch: TaskBatch) -> None:
         """Give plain tasks to the workers, and others to Batch."""
         assert self._batch is not None
         if self._group is None or not is_plain(batch.tasks[0]):
             self._batch.submit(batch)
-            return None
-        return submit(self._group, batch)
+        else:
+            self._group.submit(batch, batch.encode())
 
     @hookimpl
     async def rhapsody_cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
