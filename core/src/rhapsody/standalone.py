@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from ._marker import hookimpl
 from .errors import InvalidTaskError
 from .events import CancelResult
+from .log import get_logger
 from .states import TaskState
 from .task import ComputeTask
 
 if TYPE_CHECKING:
     from .backends.base import ExecutionBackend
     from .session import Session, Transition
+
+log = get_logger(__name__)
 
 # What an engine may put beside the fields of a task in `task_backend_specific_kwargs`: fields of ours by name.
 _OPTION_FIELDS: Final = ("cwd", "environment", "shell", "stdin", "resources")
@@ -77,10 +80,15 @@ class Standalone:
 
     async def shutdown(self) -> None:
         """Stop what runs, and the backend with it."""
-        session, self._session = self._session, None
-        if session is not None:
+        session = self._session
+        if session is None:
+            return
+        try:
             await session.close(wait=False)
-            await asyncio.sleep(0)  # the last callbacks were scheduled: they come before this returns
+        finally:
+            if self._session is session:
+                self._session = None
+        await asyncio.sleep(0)  # the last callbacks were scheduled: they come before this returns
 
     def _open(self) -> Session:
         from .session import Session
@@ -112,7 +120,10 @@ class Standalone:
                     description["stdout"], description["stderr"] = task.stdout_path, task.stderr_path
                 description["state"] = state.value
             if self.callback is not None:
-                self.callback(description, state.value)
+                try:
+                    self.callback(description, state.value)
+                except Exception as error:  # the engine's trouble; the other tasks must be told all the same
+                    log.error("callback_failed", backend=self._backend.name, task=description["uid"], exc_info=error)
 
     def _forget(self, task: ComputeTask, description: Mapping[str, Any]) -> None:
         self._descriptions.pop(task.uid, None)
