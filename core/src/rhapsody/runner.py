@@ -87,6 +87,11 @@ class BackendRunner:
         self._closing: asyncio.Task[None] | None = None
         self._monitor: asyncio.Task[None] | None = None
 
+    @property
+    def slots(self) -> int:
+        """How many tasks the engine runs at the same time, once it has started."""
+        return self._context.capacity.slots if self._context is not None else 0
+
     # -- the life of the backend ---------------------------------------------------------------------------------
 
     async def start(self) -> None:

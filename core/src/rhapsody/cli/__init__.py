@@ -18,7 +18,9 @@ from ..errors import RhapsodyError
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("demo", "Survey the Python standard library as an ensemble of tasks."),
     "backends": ("backends", "List the backends that are installed, and those that could be."),
+    "bench": ("bench", "Measure what a task costs, beside the raw engine in the same run."),
     "doctor": ("doctor", "Run a function and a program on each installed backend, and say what is wrong."),
+    "new-backend": ("scaffold", "Write a new backend: a distribution that installs, works and passes the suite."),
 }
 
 
