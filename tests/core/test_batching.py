@@ -211,6 +211,26 @@ def test_what_the_engine_charges_for_each_task_is_told_from_what_it_charges_for_
     assert engine.policy.task_cost == pytest.approx(0.0005, rel=0.2)
 
 
+def test_one_slow_moment_does_not_make_every_later_unit_a_small_one():
+    policy = AdaptiveBatching(Batching())
+    for _ in range(4):
+        policy.observe(task(0.0001), 0.0001)
+    policy.observe_unit(1, 0.25)
+    policy.observe_unit(4, 2.5)  # the machine was busy: the engine charges 0.25 s for a unit, and nothing for a task
+    backlog = Backlog()
+    backlog.slots, backlog.free = 2, 0
+    backlog.add([task(0.0001) for _ in range(2000)])
+    units = 0
+    while len(backlog):
+        unit = policy.rhapsody_batch(backlog)
+        backlog.taken()
+        for each in unit:
+            policy.observe(each, 0.0001)
+        policy.observe_unit(len(unit), 0.25)
+        units += 1
+    assert units < 50
+
+
 def test_a_delay_of_the_machine_is_not_taken_for_the_price_of_a_unit():
     policy = AdaptiveBatching(Batching())
     for charged in (0.9, 0.002, 0.5, 0.0021, 0.4):

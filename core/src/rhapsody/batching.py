@@ -51,7 +51,7 @@ MOST: Final = 0.75  # the largest part, unless the round is the last
 LAST: Final = 2.0  # a round with less work than this many c for each slot is the last
 SPREAD: Final = 2.0  # standard deviations of a slot's share that are left for later rounds
 _SLOW: Final = 50  # units: how slowly what the engine charges is believed to have grown
-_SOON: Final = 10  # units: how slowly what it charges for a task follows what was measured
+_DOUBT: Final = 900  # tasks: a slow moment says little of what few tasks are charged, and must not make all units small
 _SAMPLE: Final = 64  # waiting tasks that are looked at, to know what waits
 _HORIZON: Final = 20_000  # waiting tasks among which they are chosen
 _FUNCTIONS: Final = 4096  # functions remembered
@@ -240,7 +240,8 @@ class AdaptiveBatching:
         charged = max(charged, 0.0)
         if tasks > 1 and self.unit_cost is not None:
             each = max(charged - self.unit_cost, 0.0) / tasks
-            self.task_cost = each if self.task_cost is None else self.task_cost + (each - self.task_cost) / _SOON
+            known = self.task_cost or 0.0
+            self.task_cost = known + (each - known) * tasks / (tasks + _DOUBT)
             charged = max(charged - tasks * self.task_cost, 0.0)
         self.unit_cost = _least(self.unit_cost, charged)
 
