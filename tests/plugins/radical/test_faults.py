@@ -53,9 +53,17 @@ WAITS = (
 
 def client_of(folder: Path) -> psutil.Process:
     """Return the process that holds RADICAL-Pilot's client: the child of the keeper."""
-    [keeper] = [process for process in processes_of(folder) if "keeper.py" in " ".join(process.cmdline())]
-    [client] = [child for child in keeper.children() if "rhapsody_radical.bridge" in child.cmdline()]
+    commands = {process: command_of(process) for process in processes_of(folder)}
+    [keeper] = [process for process, command in commands.items() if "keeper.py" in command]
+    [client] = [child for child in keeper.children() if "rhapsody_radical.bridge" in command_of(child)]
     return client
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # one of the many short-lived helpers of RADICAL-Pilot
+        return ""
 
 
 @pytest.fixture(scope="module")

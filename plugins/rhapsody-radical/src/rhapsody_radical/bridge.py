@@ -8,6 +8,7 @@ is one per process, uses the current directory, runs some twenty threads, and ma
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import queue
@@ -26,6 +27,7 @@ from urllib.parse import urlsplit
 EXECUTING: Final = "AGENT_EXECUTING"
 FINAL: Final = frozenset({"DONE", "FAILED", "CANCELED"})
 CANCEL_WITHIN: Final = 5.0  # seconds for the pilot to end when it is asked to
+_PR_SET_PDEATHSIG: Final = 1
 _TAIL: Final = 4096  # bytes of each of the pilot's error files that travel with its failure
 _LINES: Final = 12  # of each of them, at most
 _ERROR_FILES: Final = ("bootstrap_0.err", "bootstrap_0.out", "agent_0.err")
@@ -251,6 +253,8 @@ def main() -> None:
         bridge.close()
 
     signal.signal(signal.SIGTERM, end)
+    if sys.platform.startswith("linux"):  # should the keeper die, close in good order
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     signal.signal(signal.SIGINT, end)  # a handler, not SIG_IGN, which the tasks would inherit
     bridge.run()
     sys.stderr.flush()

@@ -144,7 +144,7 @@ class PilotProcess:
                     raise RuntimeError(f"processes of RADICAL-Pilot are left below process {keeper.pid}") from error
             self._keeper = None
             for thread in self._threads:
-                thread.join()
+                thread.join(KILL_WITHIN)  # at once, unless the keeper was killed and somebody holds its pipes
             assert keeper.stdin is not None
             assert keeper.stdout is not None
             keeper.stdin.close()

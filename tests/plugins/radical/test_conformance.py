@@ -1,0 +1,27 @@
+"""The radical backend passes the conformance suite, on one pilot; the tests that need another start are left out here.
+
+Each start of a pilot takes half a minute. What those tests ask of other backends, `test_faults.py` asks of this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from rhapsody.backends import RadicalExecutionBackend
+from rhapsody.testing import BackendConformanceTests, die
+
+pytestmark = [pytest.mark.engine("radical"), pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class TestRadical(BackendConformanceTests):
+    title = "radical"
+    patience = 120.0
+    many = 2000
+    kill_worker = staticmethod(die)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def new_backend(cls) -> Callable[[], RadicalExecutionBackend]:
+        return lambda: RadicalExecutionBackend(resources={"cores": 2})
