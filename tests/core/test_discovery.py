@@ -227,7 +227,7 @@ def test_what_the_class_raises_itself_is_not_hidden(install: Install) -> None:
 
 def test_options_that_the_class_does_not_take_are_told(install: Install) -> None:
     install("rhapsody-good", SOUND, name="good")
-    with pytest.raises(BackendConfigurationError, match="which takes .*colour.*unexpected keyword argument 'shape'"):
+    with pytest.raises(BackendConfigurationError, match=r"which takes .*colour.*unexpected keyword argument 'shape'"):
         get_backend("good", shape="round")
 
 
