@@ -177,6 +177,8 @@ class Member(asyncio.Protocol):
 
     def _send(self, kind: bytes, body: bytes) -> None:
         assert self._transport is not None
+        if self._transport.is_closing():  # it is lost, and what becomes of its unit is about to be told
+            return
         self._transport.write(LENGTH.pack(len(body) + 1) + kind)
         self._transport.write(body)
 
