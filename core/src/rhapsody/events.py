@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
@@ -137,29 +136,36 @@ class EventChannel:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._events: deque[Event] = deque()
-        self._lock = threading.Lock()
         self._wake_pending = False
         self._closed = False
         self._arrived = asyncio.Event()
 
     def put(self, events: Sequence[Event]) -> None:
-        """Add events, in order. Never blocks and never raises; after the end they are dropped."""
-        with self._lock:
-            if self._closed:
-                return
-            self._events.extend(events)
-            if self._wake_pending:
-                return
-            self._wake_pending = True
+        """Add events, in order. Never blocks and never raises; after the end they are dropped.
+
+        Without a lock: each step on the deque is one step for every thread. Events are added before the look at
+        `_wake_pending`, and `take` clears that before it reads them, so no event stays behind unnoticed.
+        """
+        if self._closed:
+            return
+        self._events.extend(events)
+        if self._wake_pending:
+            return
+        self._wake_pending = True
         try:
             self._loop.call_soon_threadsafe(self._arrived.set)
         except RuntimeError:  # the loop is closed: nobody will ever read this channel again
             self.close()
 
+    def put_first(self, events: Sequence[Event]) -> None:
+        """Add events before all that have not been taken; on the loop's thread only."""
+        if not self._closed:
+            self._events.extendleft(reversed(events))
+            self._arrived.set()
+
     def close(self) -> None:
         """End the channel: its reader stops after the events that are in it."""
-        with self._lock:
-            self._closed = True
+        self._closed = True
         try:
             self._loop.call_soon_threadsafe(self._arrived.set)
         except RuntimeError:  # the loop is closed, and its reader with it
@@ -168,15 +174,12 @@ class EventChannel:
     def take(self) -> list[Event]:
         """Take what has arrived, at most `EVENTS_PER_TURN` events."""
         events = self._events
-        with self._lock:
-            self._wake_pending = False
-            if len(events) <= EVENTS_PER_TURN:
-                taken = list(events)
-                events.clear()
-                if not self._closed:  # once closed, there is nothing to wait for
-                    self._arrived.clear()
-            else:
-                taken = [events.popleft() for _ in range(EVENTS_PER_TURN)]
+        self._wake_pending = False
+        if not self._closed:  # once closed, there is nothing to wait for
+            self._arrived.clear()
+        taken = [events.popleft() for _ in range(min(len(events), EVENTS_PER_TURN))]
+        if events:
+            self._arrived.set()
         return taken
 
     async def stream(self) -> AsyncIterator[list[Event]]:

@@ -467,6 +467,9 @@ class Session:
             if not apply(task, event):
                 continue
             if transitions is not None:
+                if old is TaskState.QUEUED and type(event) is Outcome and task.started_at is not None:
+                    transitions.append((task, old, TaskState.RUNNING))  # its start was not worth a report of its own
+                    old = TaskState.RUNNING
                 transitions.append((task, old, task.state))
             if type(event) is Outcome:
                 del accepted[task.uid]

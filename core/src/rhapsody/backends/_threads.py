@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from typing import Any, Literal
+from typing import Final, Literal
 
 from .. import _executable, worker
 from .._guard import Guard
@@ -17,6 +18,19 @@ from ..errors import SubmitError
 from ..events import CancelResult, Event, Outcome, Started
 from ..states import TaskState
 from ..task import ComputeTask
+
+_SOON: Final = 0.005  # seconds: functions that end within these are not reported to have started
+_LATE: Final = 0.05  # seconds between two looks for started functions, where nothing changes
+_DONE: Final = TaskState.DONE
+
+
+class _Place:
+    """What one thread runs."""
+
+    def __init__(self, ran_on: str) -> None:
+        self.ran_on = ran_on
+        self.running: tuple[str, float] | None = None  # uid and start of a function
+        self.told: tuple[str, float] | None = None  # whose start was reported
 
 
 class ThreadLane:
@@ -43,6 +57,8 @@ class ThreadLane:
         self._lock = threading.Lock()
         self._pullers = 0
         self._threads: list[threading.Thread] = []
+        self._places: list[_Place] = []
+        self._look: asyncio.TimerHandle | None = None
 
     def submit(self, tasks: Sequence[ComputeTask]) -> None:
         """Queue tasks.
@@ -54,6 +70,8 @@ class ThreadLane:
             self._waiting[task.uid] = task
         for task in tasks:
             self._queue.put(task)
+        if self._look is None:
+            self._look = self._context.loop.call_later(_SOON, self._report_starts, _SOON)
         try:
             if self._executor is not None:
                 self._ask_for_threads(self._executor, len(tasks))
@@ -87,6 +105,8 @@ class ThreadLane:
 
     def close(self) -> list[threading.Thread]:
         """Let the threads end. Returns those of its own, of which one may be in a function that does not return."""
+        if self._look is not None:
+            self._look.cancel()
         self._waiting.clear()
         for _ in self._threads:
             self._queue.put(None)
@@ -148,44 +168,92 @@ class ThreadLane:
                 uid, _ = self._waiting.popitem()
                 self._context.events.put([Outcome(uid, TaskState.FAILED, exception=SubmitError(text))])
 
-    def _work(self, get: Callable[[], ComputeTask | None]) -> None:
-        put, claim = self._context.events.put, self._waiting.pop
-        events: list[Event] = []
-        with worker.AsyncFunctions() as loops:
-            while True:
-                try:
-                    task = self._queue.get_nowait() if events else get()
-                except Empty:
-                    if not events:
-                        return
-                    put(events)
-                    events = []
-                    continue
-                if task is None:
-                    put(events)
-                    return
-                if task.function is None:
-                    _executable.announce((self._context.session, task.uid))
-                if claim(task.uid, None) is None:  # it was canceled
-                    if task.function is None:
-                        _executable.retract((self._context.session, task.uid))
-                    continue
-                started = time.time()
-                events.append(Started(task.uid, started, worker.where()))
-                put(events)
-                events = [self._run(task, started, loops)]
-                del task  # a waiting thread must not keep it alive
+    def _report_starts(self, waited: float) -> None:
+        """Tell, on the loop, of functions that have been running for a while: the end of a short one says it all.
 
-    def _run(self, task: ComputeTask, started: float, loops: worker.AsyncFunctions) -> Outcome:
-        value: Any = None
+        A place is empty before the end of its task is put, so what is found here has not been reported as ended:
+        put in front, the start comes before the end.
+        """
+        found: list[Event] = []
+        for place in self._places:
+            running = place.running
+            if running is not None and running is not place.told:
+                place.told = running
+                found.append(Started(running[0], running[1], place.ran_on))
+        if found:
+            self._context.events.put_first(found)
+        if not found and not self._waiting:
+            if waited < 0:  # nothing was found twice: a thread may have been between taking a task and starting it
+                self._look = None
+                return
+            waited = -_SOON
+        else:
+            waited = _SOON if found or waited < 0 else min(2 * waited, _LATE)
+        self._look = self._context.loop.call_later(abs(waited), self._report_starts, waited)
+
+    def _work(self, get: Callable[[], ComputeTask | None]) -> None:
+        put, claim, poll = self._context.events.put, self._waiting.pop, self._queue.get_nowait
+        place = _Place(worker.where())
+        self._places.append(place)
+        events: list[Event] = []
         try:
-            if task.function is None:
-                command = command_of(task, self._context.sandbox_path)
-                finished = _executable.run((self._context.session, task.uid), command, self._guard)
-                paths = (command.stdout_path, command.stderr_path)
-                return outcome_of_command(task.uid, finished, paths, started, time.time(), worker.where())
+            with worker.AsyncFunctions() as loops:
+                while True:
+                    try:
+                        task = poll() if events else get()
+                    except Empty:
+                        if not events:
+                            return
+                        put(events)
+                        events = []
+                        continue
+                    if task is None:
+                        put(events)
+                        return
+                    if task.function is not None:
+                        if claim(task.uid, None) is None:  # it was canceled
+                            continue
+                        if events:
+                            put(events)
+                        started = time.time()
+                        place.running = (task.uid, started)
+                        events = [self._call(task, started, loops, place.ran_on)]
+                        place.running = None
+                    else:
+                        _executable.announce((self._context.session, task.uid))
+                        if claim(task.uid, None) is None:
+                            _executable.retract((self._context.session, task.uid))
+                            continue
+                        started = time.time()
+                        events.append(Started(task.uid, started, place.ran_on))
+                        put(events)
+                        events = [self._run(task, started)]
+                    del task  # a waiting thread must not keep it alive
+        finally:
+            self._places.remove(place)
+
+    def _call(self, task: ComputeTask, started: float, loops: worker.AsyncFunctions, ran_on: str) -> Outcome:
+        assert task.function is not None
+        try:
             value = worker.run_function(task.function, task.args, task.kwargs, loops)
         except BaseException as error:
             failure = failure_of(task.uid, error)
+            return Outcome(
+                task.uid,
+                TaskState.FAILED,
+                exception=failure,
+                started_at=started,
+                ended_at=time.time(),
+                ran_on=ran_on,
+            )
+        return Outcome(task.uid, _DONE, value, started_at=started, ended_at=time.time(), ran_on=ran_on)
+
+    def _run(self, task: ComputeTask, started: float) -> Outcome:
+        try:
+            command = command_of(task, self._context.sandbox_path)
+            finished = _executable.run((self._context.session, task.uid), command, self._guard)
+        except BaseException as error:
+            failure = failure_of(task.uid, error)
             return Outcome(task.uid, TaskState.FAILED, exception=failure, started_at=started, ended_at=time.time())
-        return Outcome(task.uid, TaskState.DONE, value, started_at=started, ended_at=time.time())
+        paths = (command.stdout_path, command.stderr_path)
+        return outcome_of_command(task.uid, finished, paths, started, time.time(), worker.where())
