@@ -68,3 +68,12 @@ def test_every_capability_is_in_the_reference() -> None:
     page = (DOCS / "reference" / "capabilities.md").read_text()
     for field in attrs.fields(BackendCapabilities):
         assert f"| `{field.name}` |" in page, f"BackendCapabilities.{field.name} has no line in the reference"
+
+
+def test_the_page_of_proven_capabilities_is_made_from_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    from proven_capabilities import render
+
+    assert (DOCS / "reference" / "proven-capabilities.md").read_text() == render(), (
+        "run docs/_ext/proven_capabilities.py"
+    )

@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let a test of the suite carry what it proves into its report."""
-    owner = getattr(item, "cls", None)
+    owner: Any = getattr(item, "cls", None)
     name = getattr(item, "originalname", item.name)
     for kind in getattr(owner, "__mro__", ()):  # the author may have put an xfail over the suite's own
         about = getattr(vars(kind).get(name), "_rhapsody_conformance", None)

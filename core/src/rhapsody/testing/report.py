@@ -63,3 +63,20 @@ def write(path: str | Path, results: Mapping[str, list[Row]]) -> None:
     file = Path(path)
     held = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(dict(sorted({**held, **results}.items())), indent=1) + "\n")
+
+
+def matrix(results: Mapping[str, list[Row]]) -> str:
+    """Return the results of several backends side by side as Markdown: a table, and what it cannot hold below it."""
+    symbols = {"proven": "proven", "refused": "refused", "known failure": "no", "FAILED": "FAILED", "not tried": "–"}
+    whats = list(dict.fromkeys(row["what"] for rows in results.values() for row in rows))
+    lines = ["| capability | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    notes: list[str] = []
+    for what in whats:
+        cells = []
+        for backend, rows in results.items():
+            row = next((row for row in rows if row["what"] == what), None)
+            cells.append("–" if row is None else symbols[row["result"]])
+            if row is not None and row["result"] in ("known failure", "FAILED"):
+                notes.append(f"- **{backend}**, {what}: {row['detail']}")
+        lines.append(f"| {what} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
