@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -86,6 +87,23 @@ async def test_a_cluster_of_its_own_is_closed_with_everything_in_it(tmp_path: Pa
 
     await until(lambda: not left(), 10)
     assert not list(tmp_path.iterdir())
+
+
+async def test_its_scratch_folder_goes_with_it_and_those_of_killed_programs_do_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.Popen(["/bin/true"])
+    ended.wait()
+    (tmp_path / f"rhapsody-dask-{ended.pid}-abc" / "worker-1").mkdir(parents=True)
+    (tmp_path / "rhapsody-dask-1-abc").mkdir()  # of a program that lives
+    backend = DaskExecutionBackend(resources={"n_workers": 1, **THREADS})
+    async with Session(backends=[backend], work_dir=tmp_path) as session:
+        task = ComputeTask(function=abs, args=(-1,))
+        await session.submit_tasks([task])
+        await session.wait_tasks([task], timeout=30)
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["rhapsody-dask-1-abc"]
 
 
 async def test_a_synchronous_cluster_of_the_users_is_left_open(tmp_path: Path) -> None:

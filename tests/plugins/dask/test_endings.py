@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.engine("dask")
+pytestmark = [pytest.mark.engine("dask"), pytest.mark.timeout(240)]
 
 SCRIPT = """
 import asyncio
@@ -107,7 +107,7 @@ def remaining(processes: list[psutil.Process], seconds: float = 20.0) -> list[ps
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_script_that_ends_well_writes_not_one_line_to_stderr(script: Path, workers: int) -> None:
     ended = subprocess.run(
-        [sys.executable, str(script), str(workers)], capture_output=True, text=True, timeout=100, cwd=script.parent
+        [sys.executable, str(script), str(workers)], capture_output=True, text=True, timeout=110, cwd=script.parent
     )
     assert ended.stderr == ""
     assert ended.stdout == f"{sum(i * i for i in range(200))} hello\n"
@@ -117,7 +117,7 @@ def test_a_script_that_ends_well_writes_not_one_line_to_stderr(script: Path, wor
 
 def test_a_loop_that_outlives_its_session_hears_nothing_of_it(script: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, str(script), "cells"], capture_output=True, text=True, timeout=100, cwd=script.parent
+        [sys.executable, str(script), "cells"], capture_output=True, text=True, timeout=110, cwd=script.parent
     )
     assert ended.stderr == ""
     assert ended.stdout == f"{sum(i * i for i in range(20))}\n"
@@ -125,7 +125,7 @@ def test_a_loop_that_outlives_its_session_hears_nothing_of_it(script: Path) -> N
 
 def test_an_exception_ends_workers_and_programs_and_says_only_itself(script: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, str(script), "exception"], capture_output=True, text=True, timeout=50, cwd=script.parent
+        [sys.executable, str(script), "exception"], capture_output=True, text=True, timeout=110, cwd=script.parent
     )
     assert ended.stderr.rstrip().endswith("RuntimeError: the user's own")
     assert "distributed" not in ended.stderr
@@ -134,7 +134,7 @@ def test_an_exception_ends_workers_and_programs_and_says_only_itself(script: Pat
 def test_ctrl_c_ends_workers_and_programs_and_says_only_itself(program: subprocess.Popen[str]) -> None:
     children = family(program)
     os.killpg(program.pid, signal.SIGINT)  # the terminal sends it to every process of the group
-    _, said = program.communicate(timeout=50)
+    _, said = program.communicate(timeout=110)
     assert remaining(children) == []
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert "distributed" not in said
@@ -153,6 +153,6 @@ def test_a_program_that_is_killed_leaves_no_worker_and_no_program(
 def test_a_script_that_forgets_the_main_guard_is_told(tmp_path: Path) -> None:
     path = tmp_path / "unguarded.py"
     path.write_text(SCRIPT.partition("if __name__")[0] + "asyncio.run(good(1))\n")
-    ended = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    ended = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=110, cwd=tmp_path)
     assert ended.returncode != 0
     assert "if __name__ == '__main__'" in ended.stderr

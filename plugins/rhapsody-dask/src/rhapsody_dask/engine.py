@@ -12,16 +12,22 @@ import contextlib
 import inspect
 import logging
 import multiprocessing
+import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import dask.config
 from distributed import Client, LocalCluster, Nanny, Worker
 from distributed.deploy.cluster import Cluster
 from rhapsody.errors import BackendConfigurationError, BackendStartError
 
 T = TypeVar("T")
 
+SCRATCH: Final = "rhapsody-dask"
 # No dashboard unless asked for, and any free port for what is left of it: a port that is taken is a warning on the
 # user's terminal, and several clusters on one machine are nothing unusual here.
 QUIET: Final = {"scheduler_kwargs": {"dashboard": False, "dashboard_address": ":0"}}
@@ -87,6 +93,7 @@ class Engine:
         self._thread: LoopThread | None = None
         self._own_cluster: LocalCluster | None = None
         self._own_client: Client | None = None
+        self._scratch: str | None = None
         self._client: Client | None = client
         if client is not None:
             self.loop = _loop_of(client)
@@ -155,8 +162,10 @@ class Engine:
                 "starts the session under `if __name__ == '__main__':`"
             )
         try:
-            quiet = {} if "dashboard_address" in self._keywords else QUIET
-            self._own_cluster = LocalCluster(**{**quiet, **self._keywords, "asynchronous": True})
+            words: dict[str, Any] = {} if "dashboard_address" in self._keywords else dict(QUIET)
+            if "local_directory" not in self._keywords:
+                words["local_directory"] = self._scratch = make_scratch()
+            self._own_cluster = LocalCluster(**{**words, **self._keywords, "asynchronous": True})
             return await self._own_cluster
         except (TypeError, ValueError) as error:
             raise BackendConfigurationError(f"LocalCluster refused {dict(self._keywords)!r}: {error}") from error
@@ -180,6 +189,8 @@ class Engine:
                     if not wait:
                         await _kill_workers(cluster)
                     await _bounded(cluster.close(), 15)
+            if self._scratch is not None:
+                shutil.rmtree(self._scratch, ignore_errors=True)
 
     def end(self) -> None:
         """End our thread, if there is one; blocks."""
@@ -193,6 +204,29 @@ def _loop_of(given: Client | Cluster) -> asyncio.AbstractEventLoop:
     if loop is None or loop.is_closed():
         raise BackendConfigurationError(f"{given!r} has no running event loop: it was closed, or never started")
     return loop  # type: ignore[no-any-return]  # tornado ships no types for it
+
+
+def make_scratch() -> str:
+    """Make the folder in which the workers of a cluster of ours keep theirs; Dask's own default is never removed.
+
+    The folders of programs that were killed are removed first: their names tell whose they are.
+    """
+    parent = Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir())
+    for left in parent.glob(f"{SCRATCH}-*-*"):
+        owner = left.name.split("-")[2]
+        if owner.isdecimal() and not _is_alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)  # another user's stays
+    return tempfile.mkdtemp(prefix=f"{SCRATCH}-{os.getpid()}-", dir=parent)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _root_of(error: BaseException) -> str:
