@@ -6,7 +6,7 @@ hold many times c. But what is in a unit waits for what is before it, so a unit 
 its tail, and must not be guessed long. Hence:
 
 - c and k are measured: the time from submitting a unit to its last result, less the work in it, wherever the unit found
-  a free slot. The target is 20 c, which loses 5%, and at least 10 ms and at most 5 s.
+  a free slot. The target is 20 c, which loses 5%, and at least 20 ms and at most 5 s.
 - The length of a function's next call is the mean of its past calls, with their variance; the past weighs no more than
   300 calls, so that functions may change.
 - A function of which n calls are known has at most 2 n / sqrt(slots) calls in a unit, and four times that while the
@@ -31,6 +31,7 @@ from collections.abc import Callable, Hashable, Sequence
 from inspect import isroutine
 from itertools import islice
 from math import ceil, sqrt
+from types import FunctionType
 from typing import Any, Final
 
 import attrs
@@ -41,7 +42,7 @@ from .states import FINAL_STATES
 from .task import ComputeTask
 
 OVERHEAD: Final = 20.0  # seconds of work in a unit for each second that the engine charges for it
-SHORTEST: Final = 0.01  # seconds
+SHORTEST: Final = 0.02  # seconds
 LONGEST: Final = 5.0  # seconds
 MEMORY: Final = 300  # calls: the weight of the past in what is known of a function
 GROWTH: Final = 2.0  # calls in the units of sqrt(slots) slots for each call that is known
@@ -53,7 +54,7 @@ SPREAD: Final = 2.0  # standard deviations of a slot's share that are left for l
 _SLOW: Final = 50  # units: how slowly what the engine charges is believed to have grown
 _DOUBT: Final = 900  # tasks: a slow moment says little of what few tasks are charged, and must not make all units small
 _SAMPLE: Final = 64  # waiting tasks that are looked at, to know what waits
-_HORIZON: Final = 20_000  # waiting tasks among which they are chosen
+_HORIZON: Final = 2_000  # waiting tasks among which they are chosen
 _FUNCTIONS: Final = 4096  # functions remembered
 _SMALL: Final = frozenset({type(None), bool, int, float, complex})
 
@@ -188,6 +189,7 @@ class AdaptiveBatching:
         self.task_cost: float | None = None
         self._options = options
         self._known: dict[Hashable, _Known] = {}
+        self._latest: tuple[Any, _Known] = (None, _Known(0.0))  # function, and what is known of it: they come in rows
         self._round = _Round(0.0, 1, 0, 0)
 
     @hookimpl(trylast=True)
@@ -217,13 +219,18 @@ class AdaptiveBatching:
         """Learn from one call."""
         if task.function is None:
             return
-        key = key_of(task)
-        known = self._known.get(key)
-        if known is None:
-            if len(self._known) >= _FUNCTIONS:
-                self._known.pop(next(iter(self._known)))
-            self._known[key] = _Known(seconds)
-            return
+        if task.function is self._latest[0]:
+            known = self._latest[1]
+        else:
+            key = key_of(task)
+            found = self._known.get(key)
+            if found is None:
+                if len(self._known) >= _FUNCTIONS:
+                    self._known.pop(next(iter(self._known)))
+                self._known[key] = _Known(seconds)
+                return
+            known = found
+            self._latest = (task.function, known)
         known.calls += 1
         weight = 1 / min(known.calls, MEMORY)
         change = seconds - known.mean
@@ -274,24 +281,26 @@ class AdaptiveBatching:
         if backlog.free:
             most = min(most, -(-len(backlog) // backlog.free))
         growth = GROWTH / sqrt(max(backlog.slots, 1))
-        counts: dict[Hashable, int] = {}
+        counts: dict[int, int] = {}  # by identity of what is known
+        function: Any = None
+        known: _Known | None = None
         held, length, size = 0, 0.0, 0
 
         def fits(task: ComputeTask) -> bool:
-            nonlocal held, length, size
+            nonlocal function, known, held, length, size
             if held >= most or not _may_share(task):
                 return False
-            key = key_of(task)
-            known = known_of.get(key)
+            if task.function is not function:
+                function, known = task.function, known_of.get(key_of(task))
             if known is None:
                 return False
-            count = counts.get(key, 0)
+            count = counts.get(id(known), 0)
             longer, larger = length + known.mean + extra, size + size_of(task)
             if held:
                 trusted = known.calls * growth * (BOLD if longer <= cost else 1.0)
                 if longer > seconds or larger > options.max_bytes or count >= trusted:
                     return False
-            counts[key] = count + 1
+            counts[id(known)] = count + 1
             held, length, size = held + 1, longer, larger
             return True
 
@@ -306,6 +315,8 @@ def _least(old: float | None, new: float) -> float:
 def key_of(task: ComputeTask) -> Any:
     """Return what stands for a task's function among the learned ones: its code, or else its type."""
     function: Any = task.function
+    if type(function) is FunctionType:
+        return function.__code__
     function = getattr(function, "func", function)  # a partial's own
     return getattr(function, "__code__", None) or (function if isroutine(function) else type(function))
 
