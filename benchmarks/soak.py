@@ -341,7 +341,7 @@ class Soak:
             "batches refused": Moody.raised,
             "slowest hurried close (s)": round(self.slowest_close, 2),
             "memory, middle third and last third (MB)": [round(early / 1e6), round(late / 1e6)],
-            "problems": self.problems,
+            "problems": self.problems[:20],
         }
 
 

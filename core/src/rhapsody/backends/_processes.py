@@ -36,6 +36,7 @@ _BOOT: Final = (
 )
 _LEAVES: Final = 0.5  # seconds that an idle process has to leave by itself
 _PAUSES: Final = (0.0, 0.1, 1.0)  # seconds before each attempt to replace a process
+_STILLBORN: Final = 8  # processes in a row, beyond one for each slot, that may end before they have come up
 
 
 class ProcessLane:
@@ -192,14 +193,15 @@ class ProcessLane:
         if not member.unwanted:
             self.context.log.warning("worker_lost", backend=self.context.backend, exit_code=process.returncode)
         self._stillborn = 0 if member.ready else self._stillborn + 1
-        if self._stillborn > self._slots + 2:
+        if self._stillborn > self._slots + _STILLBORN:
             self._give_up(f"its worker processes end before they have come up (exit code {process.returncode})")
         else:
             await self._replace()
 
     async def _replace(self) -> None:
+        patience = min(1.0, 0.01 * 2**self._stillborn) if self._stillborn else 0.0  # whatever ends them may pass
         for pause in _PAUSES:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(patience + pause)
             if self._closing:
                 return
             try:
