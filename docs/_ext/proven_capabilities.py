@@ -1,4 +1,4 @@
-"""Writes `reference/proven-capabilities.md` from `reference/proven-capabilities.json`, what the conformance suite found.
+"""Writes `reference/proven-capabilities.md` from the `.json` beside it, which holds what the conformance suite found.
 
 To renew it: `python -m pytest tests/conformance tests/plugins -k "onformance or oncurrent" --conformance-report
 docs/reference/proven-capabilities.json`, then `python docs/_ext/proven_capabilities.py`.
@@ -17,7 +17,8 @@ _PAGE = """# Proven capabilities
 
 This page is made from what [the conformance suite](../how-to/prove-a-backend.md) found for the backends of the first
 party. **proven**: declared, or asked of every backend, and its tests passed. **refused**: not declared, and the tests
-passed which hold the backend to that. **no**: a known failure; the reason is below. **–**: not tried.
+passed which hold the backend to that. **in part**: some were not run. **no**: a known failure; the reason is below.
+**-**: not tried.
 
 """
 

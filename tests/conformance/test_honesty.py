@@ -140,3 +140,11 @@ def test_a_ledger_tells_a_report_that_breaks_the_contract(events: list, fault: s
     ledger.reported(events)
     assert fault in ledger.faults()
     assert not ledger.faults(), "told once"
+
+
+def test_a_line_of_the_table_tells_that_tests_were_left_out() -> None:
+    about = {"backend": "mine", "proves": "functions", "refuses": False, "test": "test_one"}
+    tests = {"functions": {"test_one", "test_two"}, "executables": {"test_three"}}
+    functions, executables = reports.summarize([(about, "passed", "")], tests)["mine"]
+    assert (functions["result"], functions["detail"]) == ("proven in part", "1 of 2 tests were not run")
+    assert (executables["result"], executables["detail"]) == ("not tried", "its tests were not run")

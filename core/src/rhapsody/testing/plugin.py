@@ -44,7 +44,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     for kind in getattr(owner, "__mro__", ()):  # the author may have put an xfail over the suite's own
         about = getattr(vars(kind).get(name), "_rhapsody_conformance", None)
         if about is not None:
-            item.user_properties.append((_KEY, {**about, "backend": owner.title or owner.__name__}))
+            item.user_properties.append((_KEY, {**about, "test": name, "backend": owner.title or owner.__name__}))
             return
 
 
@@ -81,8 +81,9 @@ class _Results:
         if not self._found:
             return
         from . import report
+        from .suite import BackendConformanceTests
 
-        results = report.summarize(self._found)
+        results = report.summarize(self._found, report.tests_of(BackendConformanceTests))
         for backend, rows in results.items():
             terminalreporter.write_sep("-", f"RHAPSODY conformance of {backend}")
             terminalreporter.write_line(report.table(rows))

@@ -23,30 +23,57 @@ def verdict(report: pytest.TestReport) -> tuple[str, str]:
     return report.outcome, report.nodeid.rpartition("::")[2]
 
 
-def summarize(found: Iterable[tuple[Mapping[str, Any], str, str]]) -> dict[str, list[Row]]:
+def tests_of(suite: type) -> dict[str, set[str]]:
+    """Return the tests of the suite for each line of the table, in the order in which they run."""
+    found: dict[str, set[str]] = {}
+    for kind in reversed(suite.__mro__):
+        for name, test in vars(kind).items():
+            about = getattr(test, "_rhapsody_conformance", None)
+            if about is not None:
+                found.setdefault(about["proves"], set()).add(name)
+    return found
+
+
+def summarize(
+    found: Iterable[tuple[Mapping[str, Any], str, str]], tests: Mapping[str, set[str]]
+) -> dict[str, list[Row]]:
     """Return for each backend its rows: `{"what", "result", "tests", "detail"}`, in the order of the suite.
 
-    A row is proven if all of its tests passed, refused if those passed which hold a backend to what it does not
-    declare, failed or a known failure if one was, and not tried if all were skipped.
+    A row is proven if all of its tests passed; refused if those passed which hold a backend to what it does not
+    declare; "in part" if some were not run; failed or a known failure if one was; and not tried if none was run.
+
+    Args:
+        found: of each test, what it is about, how it ended and why.
+        tests: all there are, by line.
     """
-    grouped: dict[str, dict[str, list[tuple[Mapping[str, Any], str, str]]]] = {}
-    for about, outcome, why in found:
-        grouped.setdefault(str(about["backend"]), {}).setdefault(str(about["proves"]), []).append((about, outcome, why))
-    return {backend: [{"what": what, **_row(ends)} for what, ends in rows.items()] for backend, rows in grouped.items()}
+    by_backend: dict[str, list[tuple[Mapping[str, Any], str, str]]] = {}
+    for end in found:
+        by_backend.setdefault(str(end[0]["backend"]), []).append(end)
+    return {
+        backend: [
+            {"what": what, **_row([end for end in ends if end[0]["proves"] == what], names)}
+            for what, names in tests.items()
+        ]
+        for backend, ends in by_backend.items()
+    }
 
 
-def _row(ends: list[tuple[Mapping[str, Any], str, str]]) -> Row:
+def _row(ends: list[tuple[Mapping[str, Any], str, str]], names: set[str]) -> Row:
+    count = str(len(ends))
     failed = [why for _, outcome, why in ends if outcome == "failed"]
     if failed:
-        return {"result": "FAILED", "tests": str(len(ends)), "detail": ", ".join(sorted(set(failed)))}
+        return {"result": "FAILED", "tests": count, "detail": ", ".join(sorted(set(failed)))}
     known = [why for _, outcome, why in ends if outcome == "expected"]
     if known:
-        return {"result": "known failure", "tests": str(len(ends)), "detail": "; ".join(sorted(set(known)))}
+        return {"result": "known failure", "tests": count, "detail": "; ".join(sorted(set(known)))}
     passed = [about for about, outcome, _ in ends if outcome == "passed"]
     if not passed:
-        return {"result": "not tried", "tests": "0", "detail": "; ".join(sorted({why for _, _, why in ends}))}
-    refused = all(about["refuses"] for about in passed)
-    return {"result": "refused" if refused else "proven", "tests": str(len(passed)), "detail": ""}
+        reasons = sorted({why for _, _, why in ends}) or ["its tests were not run"]
+        return {"result": "not tried", "tests": "0", "detail": "; ".join(reasons)}
+    result = "refused" if all(about["refuses"] for about in passed) else "proven"
+    left_out = len(names - {str(about["test"]) for about, _, _ in ends})
+    detail = f"{left_out} of {len(names)} tests were not run" if left_out else ""
+    return {"result": f"{result} in part" if left_out else result, "tests": str(len(passed)), "detail": detail}
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -67,7 +94,7 @@ def write(path: str | Path, results: Mapping[str, list[Row]]) -> None:
 
 def matrix(results: Mapping[str, list[Row]]) -> str:
     """Return the results of several backends side by side as Markdown: a table, and what it cannot hold below it."""
-    symbols = {"proven": "proven", "refused": "refused", "known failure": "no", "FAILED": "FAILED", "not tried": "–"}
+    shown = {"known failure": "no", "not tried": "-"}
     whats = list(dict.fromkeys(row["what"] for rows in results.values() for row in rows))
     lines = ["| capability | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
     notes: list[str] = []
@@ -75,8 +102,8 @@ def matrix(results: Mapping[str, list[Row]]) -> str:
         cells = []
         for backend, rows in results.items():
             row = next((row for row in rows if row["what"] == what), None)
-            cells.append("–" if row is None else symbols[row["result"]])
-            if row is not None and row["result"] in ("known failure", "FAILED"):
+            cells.append("-" if row is None else shown.get(row["result"], row["result"]))
+            if row is not None and row["result"] not in ("proven", "refused", "not tried"):
                 notes.append(f"- **{backend}**, {what}: {row['detail']}")
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *notes]).rstrip() + "\n"
