@@ -30,7 +30,7 @@ T = TypeVar("T")
 SCRATCH: Final = "rhapsody-dask"
 # No dashboard unless asked for, and any free port for what is left of it: a port that is taken is a warning on the
 # user's terminal, and several clusters on one machine are nothing unusual here.
-QUIET: Final = {"scheduler_kwargs": {"dashboard": False, "dashboard_address": ":0"}}
+NO_DASHBOARD: Final = {"dashboard": False, "dashboard_address": ":0"}
 
 
 def cluster_keywords() -> set[str]:
@@ -162,10 +162,14 @@ class Engine:
                 "starts the session under `if __name__ == '__main__':`"
             )
         try:
-            words: dict[str, Any] = {} if "dashboard_address" in self._keywords else dict(QUIET)
-            if "local_directory" not in self._keywords:
-                words["local_directory"] = self._scratch = make_scratch()
-            self._own_cluster = LocalCluster(**{**words, **self._keywords, "asynchronous": True})
+            given = dict(self._keywords)
+            scheduler = dict(given.pop("scheduler_kwargs", None) or {})
+            if "dashboard_address" not in given:
+                scheduler = {**NO_DASHBOARD, **scheduler}
+            if "local_directory" not in given:
+                given["local_directory"] = self._scratch = make_scratch()
+                scheduler.setdefault("local_directory", self._scratch)
+            self._own_cluster = LocalCluster(**{**given, "scheduler_kwargs": scheduler, "asynchronous": True})
             return await self._own_cluster
         except (TypeError, ValueError) as error:
             raise BackendConfigurationError(f"LocalCluster refused {dict(self._keywords)!r}: {error}") from error
