@@ -312,3 +312,14 @@ async def test_units_that_the_owner_of_an_executor_cancels_are_not_lost() -> Non
         await session.wait_tasks(tasks, timeout=60)
         assert [task.return_value for task in tasks] == [0, 1, 4, 9]
     pool.shutdown()
+
+
+async def test_a_close_does_not_wait_for_a_pool_that_pauses_before_its_next_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rhapsody.backends._processes._BOOT", "raise SystemExit(41)")
+    monkeypatch.setattr("rhapsody.backends._processes._PAUSES", (600.0,))
+    session = processes(1)
+    await session.submit_tasks([ComputeTask(function=int)])
+    await asyncio.sleep(0.3)
+    await asyncio.wait_for(session.close(wait=False), 60)

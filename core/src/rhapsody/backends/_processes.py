@@ -59,6 +59,7 @@ class ProcessLane:
         self._chores: set[asyncio.Task[Any]] = set()
         self._stillborn = 0  # processes in a row that ended before they had come up
         self._closing = False
+        self._over = asyncio.Event()  # set by a close, for those that pause
 
     async def start(self) -> None:
         """Start the processes; they come up while this returns."""
@@ -109,6 +110,7 @@ class ProcessLane:
                 member.close()
                 self._guard.unwatch(member.process.pid)
             return
+        self._over.set()
         for member in list(self._workers):
             if member.batch is not None or not member.ready:
                 member.kill()
@@ -201,7 +203,8 @@ class ProcessLane:
     async def _replace(self) -> None:
         patience = min(1.0, 0.01 * 2**self._stillborn) if self._stillborn else 0.0  # whatever ends them may pass
         for pause in _PAUSES:
-            await asyncio.sleep(patience + pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), patience + pause)
             if self._closing:
                 return
             try:
