@@ -32,7 +32,7 @@ def pages() -> list[Path]:
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "core" / "README.md"]
     found += sorted(ROOT.glob("plugins/*/README.md"))
     found += sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
-    return [path for path in found if "generated" not in path.name]
+    return found
 
 
 def name_of(page: Path) -> str:
