@@ -92,6 +92,11 @@ class DaskExecutionBackend(ExecutionBackend):
         self._waiting: list[tuple[Unit, bytes]] = []  # on their way to the engine's loop
         self._lock = threading.Lock()
 
+    @property
+    def scheduler_address(self) -> str | None:
+        """The address of the scheduler while the backend is open, for a client of your own; None otherwise."""
+        return self._engine.address if self._engine is not None else None
+
     @hookimpl
     async def rhapsody_init(self, context: BackendContext) -> None:
         """Start or connect to the cluster."""

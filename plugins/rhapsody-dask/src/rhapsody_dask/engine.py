@@ -121,10 +121,10 @@ class Engine:
         return self._own_cluster is not None
 
     @property
-    def address(self) -> str:
-        """Of the scheduler."""
+    def address(self) -> str | None:
+        """Of the scheduler; None while there is no connection."""
         scheduler = getattr(self._client, "scheduler", None)
-        return getattr(scheduler, "address", None) or "(not connected)"
+        return getattr(scheduler, "address", None)
 
     async def run(self, work: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         """Await a coroutine of the engine's loop from any other, or from itself.
