@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ from rhapsody.plugin import (
 
 from .far import HEAD, Joiner, Kind, send
 from .far_batch import Request, host
+from .local import wait_for_end
 from .options import TEMPLATE, ranks_of
 from .pool import JOIN_SECONDS, QUEUE_SIZE, destroy
 from .programs import Program, marker_of, signal_task
@@ -146,10 +148,12 @@ class BatchRuns:
             policy=self._policy,
         )
         self._process.start()
-        for name, body in (("batch", self._drain), ("batch-death", self._watch)):
-            thread = threading.Thread(target=body, name=f"rhapsody-dragon-{name}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        self._run_thread("batch", self._drain)
+
+    def _run_thread(self, name: str, body: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=body, args=args, name=f"rhapsody-dragon-{name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def close(self) -> None:
         """End Batch and what runs on it; bounded in time."""
@@ -254,7 +258,9 @@ class BatchRuns:
             _, unit, kind, data = message
             if kind is Kind.STOP:
                 return
-            if kind is Kind.STARTED:
+            if kind is Kind.READY:
+                self._run_thread("batch-death", self._watch, int(bytes(data)))
+            elif kind is Kind.STARTED:
                 self._problem = bytes(data).decode() or None
                 self._up.set()
             elif kind is Kind.FRAME:
@@ -308,15 +314,16 @@ class BatchRuns:
             outcome.state = TaskState.CANCELED
         return outcome
 
-    def _watch(self) -> None:
-        try:
-            code = self._process.join()
-        except Exception as error:
-            code = f"{type(error).__name__}: {error}"
+    def _watch(self, pid: int) -> None:
+        """Tell when the process that holds Batch ends."""
+        if self._here:
+            wait_for_end(pid, None)
+        else:
+            self._process.join()
         if not self._closing and not self._gone:
-            self._problem = self._problem or f"its process ended ({code})"
+            self._problem = self._problem or "its process ended"
             self._up.set()
-            self._lose(f"the process that held Dragon's Batch ended ({code})")
+            self._lose("the process that held Dragon's Batch ended")
 
     def _lose(self, why: str) -> None:
         error = BackendLostError(f"backend {self._context.backend!r}: {why}")

@@ -35,7 +35,7 @@ HOLD_BYTES: Final = 2**18
 class Kind(IntEnum):
     """What a message is."""
 
-    READY = 0  # the worker takes units
+    READY = 0  # the worker takes units; its pid and its parent's follow
     PART = 1  # a part of a frame, or of a batch; more of it follows
     FRAME = 2  # a frame, or the last part of one
     RUN = 3  # a batch, or the last part of one
@@ -203,7 +203,7 @@ def work(place: int, inbox: Any, control: Any, outbox: Any, progress: str | None
     reporter = Reporter(place, outbox, progress)
     threading.Thread(target=_listen, args=(control, reporter), name="rhapsody-control", daemon=True).start()
     joiner = Joiner()
-    send(outbox.put, place, 0, Kind.READY)
+    send(outbox.put, place, 0, Kind.READY, f"{os.getpid()} {os.getppid()}".encode())
     while True:
         message = joiner.feed(inbox.get())
         if message is None:

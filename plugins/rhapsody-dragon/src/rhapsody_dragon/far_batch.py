@@ -7,6 +7,7 @@ another, next to the frames that the functions themselves report.
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ def host(
 ) -> None:
     """Start Batch and serve units until told to leave; the body of the process."""
     extend_path(path)
+    send(outbox.put, 0, 0, Kind.READY, str(os.getpid()).encode())
     try:
         from dragon.native.machine import Node
         from dragon.workflows.batch import Batch

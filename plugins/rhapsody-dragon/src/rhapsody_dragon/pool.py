@@ -2,8 +2,8 @@
 
 Each worker has an inbox of its own, so it is known which unit is where: when a worker dies, the task that it ran
 fails, what it had not begun is given back to be run elsewhere, and a new worker takes its place. All workers report
-into one outbox, which one thread drains; a second thread waits for the deaths of workers. Neither polls: the first
-blocks in the queue, the second in Dragon's join.
+into one outbox, which one thread drains; a second thread waits for the deaths of workers, and a third puts into their
+queues. None of them polls: each blocks until there is something to do, or for a second to see that it is still wanted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from rhapsody.plugin import (
 )
 
 from .far import HEAD, PROGRESS, Joiner, Kind, send, work
+from .local import Ends, is_alive
 
 #: Seconds for the workers to be up (measured: 0.9 for two; they are Python processes that import Dragon).
 WORKERS_DEADLINE: Final = 45.0
@@ -43,6 +44,8 @@ WORKERS_DEADLINE: Final = 45.0
 LEAVE_DEADLINE: Final = 2.0
 #: Seconds for which one join of the workers waits, before it looks whether the group has changed.
 JOIN_SECONDS: Final = 1.0
+#: Seconds after which Dragon is asked about a worker that has not reported for duty.
+LATE_SECONDS: Final = 3.0
 #: Seconds after which a worker that did not stop its task when asked is killed from outside.
 STUBBORN: Final = 4.0
 #: Workers of one place that may die before they are up, one after the other.
@@ -94,6 +97,8 @@ class Place:
         self.control: Any = None
         self.process: Any = None
         self.ready = False
+        self.pid = self.parent = 0  # known once it is ready
+        self.started_at = 0.0
         self.failures = 0
         self.units: dict[int, Unit] = {}
 
@@ -135,7 +140,8 @@ class WorkerGroup:
         self._ends: dict[str, asyncio.Future[TaskState]] = {}
         self._outbox: Any = None
         self._joiner = Joiner()
-        self._progress = _Progress(count, shared=not policies)
+        self._here = not policies
+        self._progress = _Progress(count, shared=self._here)
         self._outgoing: queue.SimpleQueue[tuple[Place, Any, Kind, int, bytes] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lost: Exception | None = None
@@ -223,6 +229,7 @@ class WorkerGroup:
         process.start()
         with self._lock:
             place.process = process
+            place.pid, place.started_at = 0, time.monotonic()
 
     def _up(self) -> int:
         return sum(place.ready for place in self._places)
@@ -283,7 +290,7 @@ class WorkerGroup:
             elif kind is Kind.LEFT_OUT:
                 self._left_out(self._places[number], uid, bytes(data).decode())
             elif kind is Kind.READY:
-                self._is_ready(self._places[number])
+                self._is_ready(self._places[number], *map(int, bytes(data).split()))
             elif kind is Kind.GONE:
                 self._joiner.forget(number)
                 self._gone(self._places[number], *json.loads(bytes(data)))
@@ -328,9 +335,10 @@ class WorkerGroup:
                 place.units.pop(number, None)
         self._report([Outcome(uid, TaskState.CANCELED, exception=_canceled(uid))])
 
-    def _is_ready(self, place: Place) -> None:
+    def _is_ready(self, place: Place, pid: int, parent: int) -> None:
         with self._ready:
             place.ready, place.failures = True, 0
+            place.pid, place.parent = pid, parent
             up = self._up()
             self._ready.notify_all()
         self._changed(up)
@@ -338,23 +346,62 @@ class WorkerGroup:
     # -- workers die -------------------------------------------------------------------------------------------------
 
     def _deaths(self) -> None:
+        """Replace workers that die, for the life of the group."""
+        waits = self._deaths_here() if self._here else self._deaths_anywhere()
+        try:
+            for place, code in waits:
+                if self._closing or self._lost is not None:
+                    return
+                self._replace(place, code)
+        except Exception as error:
+            if not self._closing and self._lost is None:
+                self._lose(f"its workers can no longer be watched: {type(error).__name__}: {error}")
+        finally:
+            waits.close()
+
+    def _deaths_here(self) -> Generator[tuple[Place, int], None, None]:
+        """The deaths of workers on this node, as the operating system tells them, with what Dragon says of them."""
+        ends = Ends()
+        try:
+            while not self._closing and self._lost is None:
+                with self._lock:
+                    known = {place.pid: place for place in self._places if place.process is not None and place.pid}
+                    late = [
+                        place
+                        for place in self._places
+                        if place.process is not None
+                        and not place.pid
+                        and time.monotonic() - place.started_at > LATE_SECONDS
+                    ]
+                for pid in known:
+                    ends.add(pid)
+                for pid in ends.wait(JOIN_SECONDS):
+                    place = known[pid]
+                    if not is_alive(place.parent):
+                        return  # the runtime itself is dying, which its watchdog tells
+                    yield place, self._exit_code(place)
+                for place in late:  # it may have died before it could say its pid
+                    code = place.process.join(timeout=0)
+                    if code is not None:
+                        yield place, int(code)
+        finally:
+            ends.close()
+
+    @staticmethod
+    def _exit_code(place: Place) -> int:
+        code = place.process.join(timeout=JOIN_SECONDS)
+        return -9 if code is None else int(code)
+
+    def _deaths_anywhere(self) -> Generator[tuple[Place, int], None, None]:
+        """The deaths of workers on any node, as Dragon tells them."""
         from dragon.globalservices.process import multi_join
 
         while not self._closing and self._lost is None:
             with self._lock:
                 living = {place.process.puid: place for place in self._places if place.process is not None}
-            if not living:  # all died at once, and are being replaced by this very thread: cannot be
-                return
-            try:
-                ended, _ = multi_join(list(living), timeout=JOIN_SECONDS)
-            except Exception as error:
-                if not self._closing and self._lost is None:
-                    self._lose(f"its workers can no longer be watched: {type(error).__name__}: {error}")
-                return
+            ended, _ = multi_join(list(living), timeout=JOIN_SECONDS)
             for puid, code in ended or ():
-                if self._closing:
-                    return
-                self._replace(living[puid], code)
+                yield living[puid], int(code)
 
     def _replace(self, place: Place, code: int) -> None:
         """Put a new worker in the place of a dead one; what the dead one held is judged by the draining thread."""

@@ -90,18 +90,42 @@ def marker_of(session: str, uid: str) -> dict[str, str]:
     return {MARKER: f"{session}/{quote(uid, safe='')}"}
 
 
-def signal_task(marker: dict[str, str], number: signal.Signals) -> int:
-    """Send a signal to the processes of a task on this node; returns to how many."""
+def processes_of(marker: dict[str, str]) -> list[int]:
+    """The processes of a task on this node: those that it started, and whatever they started."""
     wanted = f"{MARKER}={marker[MARKER]}".encode()
-    count = 0
+    found = []
     for entry in os.listdir("/proc"):  # noqa: PTH208 - names are what is wanted
         if entry.isdigit():
             try:
                 if wanted in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
-                    os.kill(int(entry), number)
-                    count += 1
+                    found.append(int(entry))
             except OSError:  # it has ended, or is another user's
                 continue
+    return found
+
+
+def root_of(marker: dict[str, str]) -> int | None:
+    """The process of a task that Dragon started itself: the one whose parent is not of the task."""
+    pids = processes_of(marker)
+    for pid in pids:
+        try:
+            stat = Path("/proc", str(pid), "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(stat.rpartition(")")[2].split()[1]) not in pids:
+            return pid
+    return None
+
+
+def signal_task(marker: dict[str, str], number: signal.Signals) -> int:
+    """Send a signal to the processes of a task on this node; returns to how many."""
+    count = 0
+    for pid in processes_of(marker):
+        try:
+            os.kill(pid, number)
+            count += 1
+        except ProcessLookupError:  # it has ended meanwhile
+            continue
     return count
 
 

@@ -14,6 +14,7 @@ that ends in the watchdog, and the token stays between the watchdog and this mod
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import secrets
@@ -141,6 +142,11 @@ class DragonRuntime:
                 return
             except Exception:  # the runtime is going, or gone: this end is let go below
                 pass
+        # Whoever waits for an answer of the dead runtime holds this lock for good; the next runtime needs another. And
+        # Dragon keeps the garbage collector off meanwhile.
+        api_setup._GS_RECV_LOCK = threading.RLock()
+        api_setup._WAKEUPS.clear()
+        gc.enable()
         try:
             api_setup.disconnect_infrastructure()
             self._handle._attached = False

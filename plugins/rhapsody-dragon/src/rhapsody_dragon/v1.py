@@ -31,11 +31,14 @@ from rhapsody.plugin import (
 
 from .alone import COMMAND, pack
 from .backend import DragonBackend, node_policies, read_resources
+from .local import wait_for_end
 from .options import check, ranks_of
-from .programs import GRACE, Program, marker_of, signal_task, stop_task
+from .programs import GRACE, Program, marker_of, root_of, signal_task, stop_task
 from .runtime import DragonRuntime
 from .v2 import warn_once
 
+#: Seconds for which a process is awaited through Dragon, which is quick, before it is awaited through its pidfd.
+SOON: Final = 0.3
 #: Seconds for the processes that still run at the end to be gone.
 END_DEADLINE: Final = 5.0
 
@@ -267,7 +270,17 @@ class DragonExecutionBackendV1(DragonBackend):
         return next((code for code in codes if code), 0)
 
     def _join(self, job: Job) -> int:
-        code = job.process.join(timeout=(job.task.backend_options or {}).get("timeout"))
+        """Wait for the end of the process, and return its exit code."""
+        timeout = (job.task.backend_options or {}).get("timeout")
+        until = None if timeout is None else time.monotonic() + timeout
+        code = job.process.join(timeout=SOON if timeout is None else min(SOON, timeout))
+        if code is None and self._here:
+            pid = root_of(self._marker(job))
+            if pid is not None:
+                wait_for_end(pid, None if until is None else max(0.0, until - time.monotonic()))
+        if code is None:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            code = job.process.join(timeout=left)
         if code is None:
             job.timed_out = True
             self._end_processes(job)
