@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +60,7 @@ def _is_module(name: str) -> bool:
     return folder.with_suffix(".py").exists() or (folder / "__init__.py").exists()
 
 
+@cache
 def modules(source: Path) -> list[Module]:
     """Return the modules under a `src` folder."""
     found = []
