@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +22,7 @@ from rhapsody.api import (
     WorkerLostError,
 )
 from rhapsody.backends import RadicalExecutionBackend
+from rhapsody_radical.description import has_mpi
 
 from .conftest import HANG, processes_of
 
@@ -109,6 +109,16 @@ async def test_executables_run_as_they_are_described(session: Session, tmp_path:
     assert echo.submitted_at <= echo.started_at <= echo.ended_at
 
 
+async def test_tasks_have_the_path_of_the_program_that_submits_them(session: Session) -> None:
+    program, function = await run(
+        session,
+        ComputeTask(executable="printenv", arguments=["PATH"]),
+        ComputeTask(function=os.getenv, args=("PATH",)),
+    )
+    assert (program.stdout or "").strip().endswith(os.environ["PATH"])
+    assert function.return_value.endswith(os.environ["PATH"])
+
+
 async def test_an_executable_that_is_missing_is_named(session: Session) -> None:
     [task] = await run(session, ComputeTask(executable="/no/such/program"))
     assert task.state is TaskState.FAILED
@@ -162,7 +172,7 @@ async def test_what_the_pilot_cannot_do_is_refused_at_submit(session: Session, t
 
 async def test_several_ranks_run_under_mpi_or_are_refused_where_there_is_none(session: Session) -> None:
     task = ComputeTask(executable="echo", arguments=["rank"], resources=Resources(ranks=2))
-    if shutil.which("mpirun") or shutil.which("mpiexec"):
+    if has_mpi():
         await run(session, task)
         assert task.stdout == "rank\nrank\n"
     else:

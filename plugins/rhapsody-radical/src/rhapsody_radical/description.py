@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Final
@@ -125,8 +127,15 @@ def check_size(task: ComputeTask, backend: str, request: PilotRequest) -> None:
             f"it wants {gpus:g} GPUs, and the pilot has {has_gpus}; "
             f"ask for them with resources={{'gpus': {math.ceil(gpus)}}}",
         )
-    if ranks > 1 and request.local and not (shutil.which("mpirun") or shutil.which("mpiexec")):
+    if ranks > 1 and request.local and not has_mpi():
         _refuse(task, backend, "it wants several ranks, and neither mpirun nor mpiexec is on PATH; install an MPI")
+
+
+def has_mpi() -> bool:
+    """Whether this machine can start ranks: an MPI on PATH or beside Python, where the pilot finds it too."""
+    beside = str(PurePath(sys.executable).parent)
+    path = os.pathsep.join([beside, os.environ.get("PATH", os.defpath)])
+    return any(shutil.which(launcher, path=path) for launcher in ("mpirun", "mpiexec"))
 
 
 def describe_executable(task: ComputeTask, uid: str, backend: str, stdin: str | None = None) -> dict[str, Any]:

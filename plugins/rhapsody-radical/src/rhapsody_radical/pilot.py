@@ -20,12 +20,14 @@ import attrs
 from rhapsody.errors import BackendStartError
 
 from . import catalogue
+from .description import escape
 from .resources import PilotRequest
 
 CLOSE_WITHIN: Final = 22.0  # seconds for RADICAL-Pilot to close in good order; then it is ended
 KILL_WITHIN: Final = 5.0  # seconds for the keeper to end everything
 _LOOK_EVERY: Final = 0.05  # seconds between looks at what running units have written
 _PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_./:@+,=-]+")
+_LAUNCHERS: Final = ("FORK", "MPIEXEC", "MPIRUN")
 _AGENT: Final = "radical-pilot-agent_0"
 
 
@@ -209,7 +211,7 @@ class PilotProcess:
 def client_environment(environment: Mapping[str, str], folder: Path, scripts: Path) -> dict[str, str]:
     """Return the environment for RADICAL-Pilot's client: what an activated one has, and where to keep its files."""
     changed = dict(environment)
-    changed["PATH"] = os.pathsep.join([str(scripts), environment.get("PATH", os.defpath)])
+    changed["PATH"] = _path(scripts, environment)
     if sys.prefix != sys.base_prefix:
         changed["VIRTUAL_ENV"] = sys.prefix
     changed["RADICAL_BASE"] = str(folder)
@@ -236,12 +238,23 @@ def write_machine(request: PilotRequest, folder: Path, scripts: Path, environmen
     path = target / f"resource_{site}.json"
     machines = catalogue.read(path) if path.exists() else {}
     machine = machines.setdefault(host, {})
-    machine["pre_bootstrap_0"] = [f'export PATH="{scripts}:$PATH"', *machine.get("pre_bootstrap_0", [])]
+    mine = [  # the pilot's login shell, and RADICAL-Pilot, have set others
+        f'export PATH="{escape(_path(scripts, environment))}"',
+        f'export PYTHONPATH="{escape(environment.get("PYTHONPATH", ""))}"',
+    ]
+    machine["pre_bootstrap_0"] = [mine[0], *machine.get("pre_bootstrap_0", [])]
+    for name in _LAUNCHERS:
+        launcher = machine.setdefault("launch_methods", {}).setdefault(name, {})
+        launcher["pre_exec_cached"] = [*mine, *launcher.get("pre_exec_cached", [])]
     if "cores" in request.description:
         machine["cores_per_node"] = request.description["cores"]
         machine["gpus_per_node"] = request.description.get("gpus", 0)
         machine["mem_per_node"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20  # MB
     path.write_text(json.dumps(machines))
+
+
+def _path(scripts: Path, environment: Mapping[str, str]) -> str:
+    return os.pathsep.join([str(scripts), environment.get("PATH", os.defpath)])
 
 
 def _scripts() -> Path:
