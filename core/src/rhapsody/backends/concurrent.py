@@ -198,5 +198,8 @@ async def _in_thread(call: Callable[[], T]) -> T:
         except RuntimeError:  # the loop is closed: nobody waits for this any more
             pass
 
-    threading.Thread(target=work, name="rhapsody blocking call", daemon=True).start()
-    return await done
+    thread = threading.Thread(target=work, name="rhapsody blocking call", daemon=True)
+    thread.start()
+    value = await done
+    thread.join(1.0)  # it has nothing left to do
+    return value
