@@ -48,7 +48,7 @@ class ComputeTask:
         environment: variables added to the worker's own for the program.
         shell: run `executable` and the quoted `arguments` through `/bin/sh -c`.
         capture_stdio: write stdout and stderr to files in the session's sandbox (`stdout_path`, `stderr_path`)
-            instead of keeping them in memory, where the first and last 512 KiB of each are kept.
+            instead of keeping them in memory, where the first and last 8 MiB of each are kept.
         resources: what the task needs. None: one slot of the backend.
         backend: the name of the backend in the session. None: the session's first.
         backend_options: further options in the engine's own words; the backend refuses the ones it does not know.
