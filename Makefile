@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
 STAMP  := $(VENV)/.installed
 PROJECTS := core plugins/rhapsody-dask plugins/rhapsody-dragon plugins/rhapsody-radical
-EDITABLE := -e 'core[test,docs,bench]' -e 'plugins/rhapsody-dask[test]' $(patsubst %,-e %,$(filter-out core plugins/rhapsody-dask,$(PROJECTS)))
+EDITABLE := -e 'core[test,docs,bench]' -e 'plugins/rhapsody-dask[test]' -e plugins/rhapsody-dragon -e 'plugins/rhapsody-radical[mpi]'
 DIST     ?= dist
 ENGINES  ?= concurrent,dask,dragon,radical
 
