@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -54,13 +55,11 @@ def test_sessions_one_after_the_other_and_at_the_same_time_share_or_start_a_runt
 def test_two_programs_at_the_same_time_do_not_harm_each_other(script: Callable[[str], Script]) -> None:
     other = script(
         """
-import sys
+import time
 from rhapsody_dragon import runtime
 held = runtime.acquire(lambda part: None)
 print("UP", flush=True)
-while sys.stdin is None or True:
-    import time
-    time.sleep(0.1)
+time.sleep(300)
 """
     )
     assert other.first == "UP"
@@ -111,17 +110,22 @@ def test_a_runtime_that_dies_loses_the_backend_and_the_next_session_starts_anoth
     asyncio.run(use())
 
 
-def test_a_launcher_that_fails_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DRAGON_DEFAULT_SEG_SZ", "1")
+def test_a_launcher_that_fails_is_named_with_its_reason_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "dragon").mkdir()
+    (tmp_path / "dragon" / "__init__.py").write_text("raise ImportError('this Dragon is broken')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     parts: list[str] = []
-    with pytest.raises(BackendStartError, match="Remedy: ") as failed:
-        runtime.acquire(parts.append, None, 20.0)
-    assert parts[0] == "launcher"
-    assert "failed (" in str(failed.value)
+    with pytest.raises(BackendStartError, match="its launcher process") as failed:
+        runtime.acquire(parts.append)
+    assert parts == ["launcher"]
+    assert "this Dragon is broken" in str(failed.value)
+    assert "Remedy: " in str(failed.value)
     assert runtime._current is None
 
 
-def test_a_start_that_nobody_waits_for_any_more_is_given_up(tmp_path: Path) -> None:
+def test_a_start_that_nobody_waits_for_any_more_is_given_up() -> None:
     give_up = threading.Event()
     with pytest.raises(BackendStartError, match="interrupted"):
         runtime.acquire(lambda part: give_up.set(), give_up)
@@ -147,12 +151,9 @@ from dragon.utils import get_local_kv
 token = json.loads(get_local_kv(facts.ATTACH_INFO_KVS_KEY))["auth_token"]
 print(json.dumps([token, held.home + "/attach"]), flush=True)
 import time
-while True:
-    time.sleep(0.1)
+time.sleep(300)
 """
     )
-    import json
-
     token, folder = json.loads(other.first)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRAGON_ATTACH_TOKEN", token)

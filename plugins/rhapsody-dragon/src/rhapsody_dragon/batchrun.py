@@ -79,7 +79,6 @@ class BatchRuns:
         folder: where tasks run that do not say.
         home: a folder in which Batch may leave its file; removed with the runtime, or by `close`.
         workers_per_node: of Batch; None for one on each core.
-        cores_per_node: which Batch shares out, one to each worker and each rank.
         disable_telemetry: passed to Batch.
         policy: where Batch's process runs; None for Dragon's own placement.
         here: whether all processes are on this node.
@@ -92,14 +91,13 @@ class BatchRuns:
         folder: str,
         home: str | None,
         workers_per_node: int | None,
-        cores_per_node: int,
         disable_telemetry: bool,
         policy: Any,
         here: bool,
     ) -> None:
         self._context = context
         self._folder = folder
-        self._settings = (workers_per_node, cores_per_node, disable_telemetry)
+        self._settings = (workers_per_node, disable_telemetry)
         self._policy = policy
         self._here = here
         self._scratch = tempfile.TemporaryDirectory(

@@ -43,7 +43,6 @@ def host(
     inbox: Any,
     outbox: Any,
     workers_per_node: int | None,
-    cores_per_node: int,
     disable_telemetry: bool,
     path: Sequence[str],
 ) -> None:
@@ -51,12 +50,8 @@ def host(
     extend_path(path)
     send(outbox.put, 0, 0, Kind.READY, str(os.getpid()).encode())
     try:
-        from dragon.native.machine import Node
         from dragon.workflows.batch import Batch
 
-        # Batch takes half of this number for the cores of a node, whatever its processors are, and gives neither more
-        # workers nor jobs of more ranks than that. The user may have asked for as many as there are processors.
-        Node.num_cpus = property(lambda _: 2 * cores_per_node)
         batch = Batch(disable_telem=disable_telemetry, workers_per_node=workers_per_node)
     except Exception as error:
         send(outbox.put, 0, 0, Kind.STARTED, f"{type(error).__name__}: {error}".encode())

@@ -44,8 +44,7 @@ class DragonExecutionBackendV3(DragonBackend):
         name: the name under which tasks choose the backend.
         num_workers: workers in total, over all nodes; None for one on each processor, in stream mode on each core,
             for which Batch takes half of the processors. In batch mode the group has exactly this many. In stream mode
-            it must be a multiple of the nodes, and at most the processors; otherwise starting says what there is.
-            Ranks of jobs share the same cores, so a number above half of the processors allows as many ranks.
+            it must be a multiple of the nodes, and at most the cores; otherwise starting says what there is.
         disable_telemetry: passed to Batch as `disable_telem`: its managers do not take part in Dragon's telemetry.
             Telemetry is off anyway unless DRAGON_TELEMETRY_LEVEL is set, and the worker group never takes part.
         disable_background_batching: has no effect with Dragon 0.15, which always gathers what is submitted within
@@ -79,7 +78,7 @@ class DragonExecutionBackendV3(DragonBackend):
         self._disable_telemetry = disable_telemetry
         self._disable_background_batching = disable_background_batching
         self._stream = disable_batch_submission
-        self._nodes, self._cores, self._processors = 1, 1, 1
+        self._nodes, self._cores = 1, 1
         self._group: WorkerGroup | None = None
         self._batch: BatchRuns | None = None
 
@@ -99,10 +98,8 @@ class DragonExecutionBackendV3(DragonBackend):
         assert self._context is not None
         context = self._context
         nodes = [Node(uid) for uid in System().nodes]
-        self._nodes, self._processors = len(nodes), nodes[0].num_cpus
-        # As Batch counts, half of the processors, unless the user asks for more workers than that.
-        wanted = -(-(self._num_workers or 0) // self._nodes)
-        self._cores = max(1, self._processors // 2, min(wanted, self._processors))
+        # As Batch counts: half of the processors of the first node, on every node.
+        self._nodes, self._cores = len(nodes), max(1, nodes[0].num_cpus // 2)
         by_name = Policy.Placement.HOST_NAME
         policies = [Policy(placement=by_name, host_name=node.hostname) for node in nodes] if len(nodes) > 1 else []
         self._batch = BatchRuns(
@@ -110,7 +107,6 @@ class DragonExecutionBackendV3(DragonBackend):
             folder=str(Path.cwd()),
             home=dragon.home,
             workers_per_node=self._workers_per_node(),
-            cores_per_node=self._cores,
             disable_telemetry=self._disable_telemetry,
             policy=Policy(placement=by_name, host_name=current().hostname) if policies else None,
             here=not policies,
@@ -130,12 +126,12 @@ class DragonExecutionBackendV3(DragonBackend):
         wanted = self._num_workers
         if not self._stream or wanted is None:
             return None
-        most = self._nodes * self._processors
+        most = self._nodes * self._cores
         if wanted % self._nodes or wanted > most:
             raise BackendConfigurationError(
                 f"backend {self.name!r}: Dragon's Batch cannot give num_workers={wanted} in stream mode: on "
-                f"{self._nodes} node(s) of {self._processors} processor(s) it gives a multiple of {self._nodes} up to "
-                f"{most}; leave num_workers out to get {self._nodes * self._cores}"
+                f"{self._nodes} node(s) of {self._cores} core(s) it gives a multiple of {self._nodes} up to {most}; "
+                f"leave num_workers out to get that many"
             )
         return wanted // self._nodes
 
@@ -148,9 +144,8 @@ class DragonExecutionBackendV3(DragonBackend):
             if self._batch is not None and ranks > self._nodes * self._cores:
                 raise UnsupportedError(
                     f"task {task.uid}: backend {self.name!r} gives a job one core for each rank and has "
-                    f"{self._nodes * self._cores}, so {ranks} ranks would wait for ever; raise num_workers up to the "
-                    f"{self._nodes * self._processors} processors, or use backend 'dragon_v1', which starts as many "
-                    f"processes as it has slots"
+                    f"{self._nodes * self._cores}, so {ranks} ranks would wait for ever; use backend 'dragon_v1', "
+                    f"which starts as many processes as it has slots"
                 )
 
     @hookimpl

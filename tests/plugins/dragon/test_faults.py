@@ -1,0 +1,176 @@
+"""What goes wrong on a worker, and what the session makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rhapsody.api import ComputeTask, Session, TaskState
+from rhapsody.errors import SerializationError, TaskExecutionError, UnsupportedError, WorkerLostError
+from rhapsody_dragon.v1 import DragonExecutionBackendV1
+from rhapsody_dragon.v2 import DragonExecutionBackendV2
+from rhapsody_dragon.v3 import DragonExecutionBackendV3
+
+pytestmark = [pytest.mark.engine("dragon"), pytest.mark.usefixtures("dragon"), pytest.mark.timeout(180)]
+
+#: More than Batch's store of results holds in one piece, and many messages of a queue.
+LARGE = 1100 * 2**20
+
+
+class Unloadable:
+    """Can be pickled, and not be loaded again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (int, ("not a number",))
+
+    def __call__(self) -> None: ...
+
+
+def run(backend: Any, tmp_path: Path, *tasks: ComputeTask) -> list[ComputeTask]:
+    async def main() -> None:
+        async with Session([backend], work_dir=tmp_path) as session:
+            await session.submit_tasks(tasks)
+            await session.wait_tasks(tasks)
+
+    asyncio.run(main())
+    return list(tasks)
+
+
+@pytest.mark.parametrize("kind", [DragonExecutionBackendV1, DragonExecutionBackendV2, DragonExecutionBackendV3])
+def test_a_function_that_cannot_be_loaded_on_the_worker_fails_alone(kind: type, tmp_path: Path) -> None:
+    bad, good = run(kind(), tmp_path, ComputeTask(function=Unloadable()), ComputeTask(function=abs, args=(-1,)))
+    assert isinstance(bad.exception, SerializationError)
+    assert "not a number" in str(bad.exception)
+    assert good.return_value == 1
+
+
+def test_a_worker_that_dies_fails_its_task_and_is_replaced(tmp_path: Path) -> None:
+    tasks = run(
+        DragonExecutionBackendV2({"slots": 1}),
+        tmp_path,
+        *(ComputeTask(function=abs, args=(-n,)) for n in range(300)),
+        ComputeTask(function=os._exit, args=(3,)),
+        *(ComputeTask(function=abs, args=(-n,)) for n in range(300)),
+    )
+    failed = [task for task in tasks if task.state is not TaskState.DONE]
+    assert failed == [tasks[300]]
+    assert isinstance(failed[0].exception, WorkerLostError)
+    assert "exit code 3" in str(failed[0].exception)
+
+
+def test_a_result_larger_than_a_store_of_dragon_arrives(tmp_path: Path) -> None:
+    (task,) = run(DragonExecutionBackendV2({"slots": 1}), tmp_path, ComputeTask(function=bytes, args=(LARGE,)))
+    assert len(task.return_value) == LARGE
+
+
+def test_the_loop_turns_while_a_thousand_tasks_wait_behind_a_long_one(tmp_path: Path) -> None:
+    async def main() -> float:
+        async with Session([DragonExecutionBackendV2({"slots": 1})], work_dir=tmp_path) as session:
+            await session.submit_tasks([ComputeTask(function=time.sleep, args=(1.5,))])
+            gap, last = 0.0, time.thread_time()
+            end = time.monotonic() + 1.0
+            tasks = [ComputeTask(function=abs, args=(-n,)) for n in range(1000)]
+            submitting = [asyncio.ensure_future(session.submit_tasks([task])) for task in tasks]
+            while time.monotonic() < end:
+                await asyncio.sleep(0.01)
+                # The processor time of this thread: what the loop itself did between two ticks. A busy machine delays
+                # every tick, and says nothing of us.
+                gap, last = max(gap, time.thread_time() - last), time.thread_time()
+            await asyncio.gather(*submitting)
+            await session.wait_tasks(tasks)
+            return gap
+
+    assert asyncio.run(main()) < 0.25
+
+
+@pytest.mark.parametrize("kind", [DragonExecutionBackendV1, DragonExecutionBackendV2, DragonExecutionBackendV3])
+def test_closing_with_tasks_running_ends_them(kind: type, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    tasks = [
+        ComputeTask(function=time.sleep, args=(300,)),
+        ComputeTask(executable="/bin/sh", arguments=["-c", f"echo $$ > {pid_file}; exec sleep 300"]),
+        *(ComputeTask(function=abs, args=(-n,)) for n in range(20)),
+    ]
+
+    async def main() -> None:
+        session = Session([kind()], work_dir=tmp_path)
+        await session.start()
+        await session.submit_tasks(tasks)
+        until = time.monotonic() + 60
+        while not pid_file.exists() or not pid_file.read_text():
+            assert time.monotonic() < until
+            await asyncio.sleep(0.05)
+        await session.close(wait=False)
+
+    asyncio.run(main())
+    assert {task.state for task in tasks} <= {TaskState.CANCELED, TaskState.FAILED, TaskState.DONE}
+    assert tasks[0].state is not TaskState.DONE
+    stat = Path("/proc", pid_file.read_text().strip(), "stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_limit_of_time_ends_the_processes_of_a_program(tmp_path: Path) -> None:
+    (task,) = run(
+        DragonExecutionBackendV1({"slots": 1}),
+        tmp_path,
+        ComputeTask(executable="sleep", arguments=["300"], backend_options={"timeout": 0.5}),
+    )
+    assert isinstance(task.exception, TimeoutError)
+    assert task.exit_code == -15
+
+
+def test_ranks_run_side_by_side_and_fail_together(tmp_path: Path) -> None:
+    from rhapsody.api import Resources
+
+    good, bad = run(
+        DragonExecutionBackendV1({"slots": 2}),
+        tmp_path,
+        ComputeTask(executable="echo", arguments=["rank"], resources=Resources(ranks=2)),
+        ComputeTask(executable="false", resources=Resources(ranks=2), backend_options={"pmi": None}),
+    )
+    assert good.stdout == "rank\nrank\n"
+    assert isinstance(bad.exception, TaskExecutionError)
+    assert bad.exit_code == 1
+
+
+def test_more_ranks_than_slots_are_refused(tmp_path: Path) -> None:
+    from rhapsody.api import Resources
+
+    with pytest.raises(UnsupportedError, match="2 slots"):
+        run(
+            DragonExecutionBackendV1({"slots": 2}),
+            tmp_path,
+            ComputeTask(executable="true", resources=Resources(ranks=3)),
+        )
+
+
+def test_batch_runs_a_template_and_a_job_and_says_how_they_ended(tmp_path: Path) -> None:
+    one, job = run(
+        DragonExecutionBackendV3(num_workers=1),
+        tmp_path,
+        ComputeTask(
+            executable="/bin/sh",
+            arguments=["-c", "pwd; echo $A >&2; exit 3"],
+            backend_options={"process_template": {"cwd": "/", "env": {"A": "green"}}},
+        ),
+        ComputeTask(executable="cat", stdin="in", backend_options={"process_templates": [(1, {})], "pmi": None}),
+    )
+    assert (one.exit_code, one.stdout, one.stderr) == (3, "/\n", "green\n")
+    assert isinstance(one.exception, TaskExecutionError)
+    assert (job.exit_code, job.stdout) == (0, "in")
+    assert not list(Path.cwd().glob("ddict_orc_*"))
+
+
+def test_stream_mode_runs_each_task_as_a_unit_of_batch(tmp_path: Path) -> None:
+    tasks = run(
+        DragonExecutionBackendV3(disable_batch_submission=True),
+        tmp_path,
+        *(ComputeTask(function=abs, args=(-n,)) for n in range(3)),
+        ComputeTask(executable="echo", arguments=["hi"]),
+    )
+    assert [task.return_value for task in tasks[:3]] == [0, 1, 2]
+    assert tasks[3].stdout == "hi\n"
