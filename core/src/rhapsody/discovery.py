@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import Distribution, EntryPoint
 from typing import Any, Final
 
 import attrs
@@ -74,8 +74,8 @@ def available_backends() -> list[BackendInfo]:
     found = [
         BackendInfo(
             name=point.name,
-            distribution=point.dist.name if point.dist else None,
-            version=point.dist.version if point.dist else None,
+            distribution=_whose(point)[0],
+            version=_whose(point)[1],
             target=point.value,
         )
         for point in _entry_points(BACKENDS)
@@ -106,14 +106,12 @@ def load_backend(name: str) -> type[ExecutionBackend]:
     if short in settings.disabled_backends():
         raise BackendNotFoundError(f"backend {short!r} is taken out by RHAPSODY_DISABLE_BACKENDS")
     points = [
-        point
-        for point in _entry_points(BACKENDS)
-        if point.name == short and (not owner or (point.dist is not None and point.dist.name == owner))
+        point for point in _entry_points(BACKENDS) if point.name == short and (not owner or _whose(point)[0] == owner)
     ]
     if not points:
         raise _not_found(name, short)
     if len(points) > 1:
-        choices = " or ".join(f"{point.dist.name}:{short}" if point.dist else short for point in points)
+        choices = " or ".join(f"{_whose(point)[0] or 'an unknown distribution'}:{short}" for point in points)
         raise AmbiguousBackendError(
             f"backend {short!r} is offered by several distributions; ask for {choices}, or uninstall one of them"
         )
@@ -184,7 +182,7 @@ def refresh() -> None:
 def _entry_points(group: str) -> list[EntryPoint]:
     """Return a group's entry points, each distribution's once, whatever is on the path twice."""
     disabled = settings.disabled_backends() if group == BACKENDS else frozenset()
-    unique = {(point.name, point.dist.name if point.dist else "", point.value): point for point in _readable(group)}
+    unique = {(point.name, _whose(point)[0], point.value): point for point in _readable(group)}
     return [point for point in unique.values() if point.name not in disabled]
 
 
@@ -194,14 +192,16 @@ def _readable(group: str) -> list[EntryPoint]:
         return list(importlib.metadata.entry_points(group=group))
     except Exception:  # one bad file spoils the list of all: read them one by one
         found: list[EntryPoint] = []
-        seen: set[str] = set()
+        seen: set[str | None] = set()
         for distribution in importlib.metadata.distributions():
+            name = _described(distribution)[0]
+            if name in seen:  # the first on the path is the one that is imported
+                continue
+            seen.add(name)
             try:
-                if distribution.name not in seen:  # the first on the path is the one that is imported
-                    seen.add(distribution.name)
-                    found += distribution.entry_points.select(group=group)
+                found += distribution.entry_points.select(group=group)
             except Exception as error:
-                log.warning("entry_points_not_read", distribution=str(distribution.name), error=repr(error))
+                log.warning("entry_points_not_read", distribution=name, error=repr(error))
         return found
 
 
@@ -209,12 +209,25 @@ def _attr(point: EntryPoint) -> str:
     """Return the name of the class that an entry point names; empty where it names none."""
     try:
         return point.attr or ""
-    except AttributeError:  # its value is not `module:Class`: EntryPoint asks the match, which is None
+    except (AttributeError, AssertionError):  # its value is not `module:Class`: there is no match to ask
         return ""
 
 
+def _whose(point: EntryPoint) -> tuple[str | None, str | None]:
+    """Return the name and the version of the distribution that offers an entry point."""
+    return _described(point.dist) if point.dist is not None else (None, None)
+
+
+def _described(distribution: Distribution) -> tuple[str | None, str | None]:
+    """Return the name and the version of a distribution; None for what its metadata does not tell."""
+    metadata = distribution.metadata
+    if not metadata or "Name" not in metadata or "Version" not in metadata:  # the file is damaged, or not there
+        return None, None
+    return metadata["Name"], metadata["Version"]
+
+
 def _load(point: EntryPoint) -> type[ExecutionBackend]:
-    origin = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+    origin = " ".join(filter(None, _whose(point))) or "an unknown distribution"
     try:
         found = point.load()
     except (Exception, SystemExit) as error:

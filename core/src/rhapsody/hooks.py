@@ -174,6 +174,9 @@ def describe_backend(backend: object) -> str:
     kind = backend if isinstance(backend, type) else type(backend)
     text = f"backend class {kind.__module__}.{kind.__qualname__}"
     package = kind.__module__.partition(".")[0]
-    for name in importlib.metadata.packages_distributions().get(package, []):
-        return f"{text} ({name} {importlib.metadata.version(name)})"
+    try:
+        for name in importlib.metadata.packages_distributions().get(package, []):
+            return f"{text} ({name} {importlib.metadata.version(name)})"
+    except Exception:  # some distribution's metadata is damaged: the class is named all the same
+        return text
     return text
