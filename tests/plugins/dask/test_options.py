@@ -128,7 +128,7 @@ def test_another_patch_release_of_python_is_no_mismatch() -> None:
 def test_slots_are_the_threads_of_all_workers() -> None:
     from rhapsody_dask.units import capacity_for
 
-    assert capacity_for([worker(threads=2), worker(threads=4)], adaptive=False) == Capacity(slots=6, units=26)
+    assert capacity_for([worker(threads=2), worker(threads=4)], adaptive=False) == Capacity(slots=6, units=42)
 
 
 def test_an_empty_cluster_is_given_work_so_that_it_can_grow() -> None:

@@ -160,16 +160,12 @@ class Flight:
                 self._report(unit, word, rest[1:])
 
     def _report(self, unit: Unit, word: str, rest: Sequence[Any]) -> None:
-        if word == remote.STARTED:
-            address, uid, at, attempt = rest
+        if word == remote.FRAMES:
+            address, frames, uid, at = rest
             unit.worker = address
-            if attempt == 1:
-                self._context.events.put([Started(uid, at, self.workers.name_of(address))])
-        elif word == remote.FRAMES:
-            frames, uid, at = rest
             events: list[Event] = self._ended(unit, frames)
             if uid is not None:
-                events.append(Started(uid, at, self.workers.name_of(unit.worker)))
+                events.append(Started(uid, at, self.workers.name_of(address)))
             self._context.events.put(events)
         elif word == remote.FINAL:
             frames, more = rest

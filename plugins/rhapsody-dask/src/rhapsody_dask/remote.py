@@ -4,8 +4,7 @@ A worker reports through the event stream that it has with the scheduler (`Worke
 client reads. That is ordered, needs no round trip, and costs less than fetching a result: what a unit returns through
 Dask is only what is too large for it. The messages, all of them lists whose first element is one of the words below:
 
-    [STARTED, number, address, uid, time, attempt]  the worker begins with a unit
-    [FRAMES, number, frames, uid, time]             tasks that have ended, and the one that runs now
+    [FRAMES, number, address, frames, uid, time]    tasks that have ended, and the one that runs now
     [FINAL, number, frames, more]                   the unit has ended; with `more`, the rest is its Dask result
     [MOVED, number, address]                        refused: the unit was on another worker before, which was lost
     [JOINED, worker] and [LEFT, address]            from the scheduler: the workers
@@ -31,11 +30,11 @@ import rhapsody.worker
 from distributed import Scheduler, Worker, get_worker
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-STARTED, FRAMES, FINAL, MOVED, JOINED, LEFT = "started", "frames", "final", "moved", "joined", "left"
+FRAMES, FINAL, MOVED, JOINED, LEFT = "frames", "final", "moved", "joined", "left"
 
 LEFT_BEHIND: Final = "rhapsody_left"  # annotation: the workers that were lost with the unit
 EVENT_LIMIT: Final = 128 * 1024  # bytes; a larger frame travels as the unit's result
-REPORT_EVERY: Final = 0.05  # seconds: what has ended is held back at most this long
+REPORT_EVERY: Final = 0.05  # seconds that a start or an end is held back; a unit shorter than this is one message
 REMEMBERED: Final = 4096  # units that a worker remembers, more than a client has in flight on one
 
 STALE: Final = 24 * 3600.0  # seconds
@@ -130,16 +129,11 @@ class Unit:
             if uid in self._withdrawn:
                 return False
             self._side.ledger.write(self._place, self._number, digest(uid))
-            first = not self._begun
             self._begun.add(uid)
-            now = time.time()
-            if not first:
-                self._current = (uid, now)
-                if not self._armed:
-                    self._armed = True
-                    self._side.worker.loop.add_callback(self._side.worker.loop.call_later, REPORT_EVERY, self._flush)
-                return True
-        self._side.post([STARTED, self._number, self._side.worker.address, uid, now, 1])
+            self._current = (uid, time.time())
+            if not self._armed:
+                self._armed = True
+                self._side.worker.loop.add_callback(self._side.worker.loop.call_later, REPORT_EVERY, self._flush)
         return True
 
     def report(self, frame: bytes) -> None:
@@ -155,10 +149,6 @@ class Unit:
             self._withdrawn.update(stopped)
             return stopped
 
-    def attempt(self, uid: str, attempt: int) -> None:
-        """Report that a task runs again."""
-        self._side.post([STARTED, self._number, self._side.worker.address, uid, time.time(), attempt])
-
     def finish(self) -> bytes | None:
         """Report the end of the unit. Returns what is too large for a report."""
         with self._lock:
@@ -173,7 +163,7 @@ class Unit:
             self._armed = False
         if ended or current:
             uid, since = current or (None, 0.0)
-            self._side.post([FRAMES, self._number, b"".join(ended), uid, since])
+            self._side.post([FRAMES, self._number, self._side.worker.address, b"".join(ended), uid, since])
 
 
 class WorkerSide:
@@ -278,7 +268,6 @@ def _run_again_and_again(payload: bytes, unit: Unit, retries: int) -> None:
             if data:
                 unit.report(data)
             return
-        unit.attempt(frames[0].uid, attempt + 1)
 
 
 def _has_failed(frame: rhapsody.worker.Frame) -> bool:

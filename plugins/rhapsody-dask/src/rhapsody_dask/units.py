@@ -46,11 +46,11 @@ def capacity_for(workers: Iterable[WorkerInfo], adaptive: bool | None) -> Capaci
     """Return how much to keep in the scheduler's hands.
 
     As many units again as there are slots wait at the workers, where Dask puts them ahead of need, and as many at the
-    scheduler; eight more cover the 10 to 20 ms until the next arrive. A cluster that grows with the work in its
-    scheduler's queue has to see a queue.
+    scheduler; 24 more cover the way of a report to the session and of the next unit back, some 20 ms or, on a busy
+    machine, 200. A cluster that grows with the work in its scheduler's queue has to see a queue.
     """
     slots = sum(worker.threads for worker in workers)
-    units = 3 * slots + 8
+    units = 3 * slots + 24
     return Capacity(slots=max(slots, 1), units=units if adaptive is False else max(units, 64))
 
 
