@@ -22,7 +22,7 @@ from ..discovery import KNOWN, available_backends
 from ..errors import SettingsError
 from ._common import console, print_json, scratch
 
-_GRACE: Final = (5.0, 10.0)  # seconds that an examination has to clean up after the first SIGINT, and the second
+_GRACE: Final = (10.0, 10.0)  # seconds that an examination has to clean up after the first SIGINT, and the second
 _TAIL: Final = 600  # characters of what a process said before it died
 
 _HEADER: Final = f"{'Backend':<16}{'load':>9}{'start':>9}{'function':>10}{'program':>9}{'shutdown':>10}"
