@@ -76,11 +76,11 @@ async def test_a_close_that_waits_ends_every_task_normally_however_many_close_at
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 async def test_many_sessions_one_after_the_other_leave_nothing(kind: str) -> None:
     me = psutil.Process()
-    for i in range(60 if kind == "threads" else 15):
+    for i in range(40 if kind == "threads" else 8):
         async with local(kind) as session:
             tasks = [ComputeTask(function=pow, args=(2, 2)), ComputeTask(executable="true")]
             await session.submit_tasks(tasks[: 1 + (i % 10 == 0)])
-        if i == 5:
+        if i == 3:
             held = me.num_fds(), threading.active_count(), len(me.children())
     assert (me.num_fds(), threading.active_count(), len(me.children())) == held
 

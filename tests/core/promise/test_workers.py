@@ -323,3 +323,27 @@ async def test_a_close_does_not_wait_for_a_pool_that_pauses_before_its_next_atte
     await session.submit_tasks([ComputeTask(function=int)])
     await asyncio.sleep(0.3)
     await asyncio.wait_for(session.close(wait=False), 60)
+
+
+async def test_a_word_to_a_dead_worker_does_not_drown_what_it_had_sent_and_nothing_runs_twice(tmp_path: Path) -> None:
+    def mark(i: int) -> int:
+        (tmp_path / f"{i}.{time.monotonic_ns()}").touch()
+        time.sleep(0.002)
+        return i
+
+    async with processes(1, batching={"target": 60}) as session:
+        known = await run(session, *(ComputeTask(function=mark, args=(-1,)) for _ in range(130)))  # to be short
+        tasks = [ComputeTask(function=mark, args=(i,)) for i in range(60)]
+        await session.submit_tasks(tasks)
+        while tasks[0].state is TaskState.QUEUED:
+            await asyncio.sleep(0)
+        time.sleep(0.06)  # nobody reads what it sends
+        os.kill(pid_of(known[0]), signal.SIGKILL)
+        time.sleep(0.06)
+        await session.cancel_tasks([tasks[-1]])  # the write fails, before anything is read
+        await session.wait_tasks(tasks, timeout=60)
+    runs = [int(path.name.partition(".")[0]) for path in tmp_path.iterdir()]
+    assert max(runs.count(i) for i in range(60)) == 1
+    assert {task.state for task in tasks[:2]} == {TaskState.DONE}
+    assert sum(isinstance(task.exception, WorkerLostError) for task in tasks) <= 1
+    assert tasks[-1].state is TaskState.CANCELED

@@ -170,7 +170,18 @@ class Member(asyncio.Protocol):
             self._lane.is_idle(self)
 
     def connection_lost(self, _: Exception | None) -> None:
+        """Read what is left: where a write has failed, asyncio gives the line up with what was sent still on it."""
         self._forget_death()
+        assert self._transport is not None
+        line = self._transport.get_extra_info("socket").fileno()
+        while True:
+            try:
+                data = os.read(line, 2**18)
+            except OSError:  # there is nothing more, or the other end left in a hurry
+                break
+            if not data:
+                break
+            self.data_received(data)
         self._lane.has_left(self)
 
     # ----------------------------------------------------------------------------------------------------------------
