@@ -1,7 +1,7 @@
 """Functions and programs on Dragon, on a laptop or in an allocation.
 
-    python examples/dragon_ensemble.py            starts a runtime on this machine, and ends it
-    dragon examples/dragon_ensemble.py            inside an allocation: uses the runtime on all of its nodes
+python examples/dragon_ensemble.py            starts a runtime on this machine, and ends it
+dragon examples/dragon_ensemble.py            inside an allocation: uses the runtime on all of its nodes
 """
 
 import asyncio
