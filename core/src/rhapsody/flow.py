@@ -175,7 +175,7 @@ class TaskFlow:
         if problem is None and not (isinstance(chosen, Sequence) and len(chosen) == len(taken) > 0):
             problem = "must return the tasks that it took off the backlog, at least one"
         learns = self._batching.chose
-        if problem is None and not learns and {id(t) for t in taken} != {id(t) for t in chosen}:  # type: ignore[attr-defined]
+        if problem is None and not learns and chosen != taken and {*map(id, taken)} != {*map(id, chosen)}:  # type: ignore[call-overload]
             problem = "returned other tasks than it took off the backlog"
         if problem is not None:
             backlog.put_back(taken)

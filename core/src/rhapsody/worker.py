@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import os
 import pickle
 import socket
@@ -22,7 +21,7 @@ import struct
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, Final, NamedTuple
 
 import cloudpickle
@@ -141,7 +140,7 @@ def run_function(
 ) -> Any:
     """Call a function, and await what it returns where that is a coroutine."""
     value = function(*args, **kwargs)
-    if inspect.iscoroutine(value):
+    if type(value) is CoroutineType:
         return loops.run(value)
     return value
 
