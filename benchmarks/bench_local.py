@@ -65,7 +65,8 @@ def throughput(what: str, found: Comparison) -> Row:
     assert found.raw_cpu_seconds is not None
     text = (
         f"{micro(found.task_seconds)} against {micro(found.raw_task_seconds)} a task; processor time in this process "
-        f"{found.cpu_seconds.median * 1e6:.1f} against {found.raw_cpu_seconds.median * 1e6:.1f} us; "
+        f"{found.cpu_seconds.median * 1e6:.1f} against {found.raw_cpu_seconds.median * 1e6:.1f} us "
+        f"({found.cpu_seconds.median / found.raw_cpu_seconds.median:.3f}); "
         f"ratio {found.ratio.low:.3f} to {found.ratio.high:.3f}"
     )
     return what, text, found.ratio.median
@@ -102,22 +103,30 @@ async def single_tasks(executor: str, pool: Executor, count: int) -> tuple[list[
 
 
 async def linear(scale: float) -> list[Row]:
+    """Compare the time of a task in one large submission and in small ones, in turn; and its processor time."""
     rows: list[Row] = []
-    for executor, many in (("threads", int(1_000_000 * scale)), ("processes", int(1_000_000 * scale))):
+    many = int(1_000_000 * scale)
+    for executor in ("threads", "processes"):
         async with Session([backend(executor, 2)]) as session:
-            few = min([await noops(session, 10_000) for _ in range(ROUNDS)])
-            whole = await noops(session, many)
-        text = f"{whole * 1e6:.1f} us a task with {many:,}, {few * 1e6:.1f} with 10,000"
-        rows.append((f"one submission of {many:,} on {executor}", text, whole / few))
+            await noops(session, 10_000)
+            rounds = [(await noops(session, 10_000), await noops(session, many)) for _ in range(3)]
+        wall = Spread.of(whole[0] / few[0] for few, whole in rounds)
+        cpu = Spread.of(whole[1] / few[1] for few, whole in rounds)
+        whole = Spread.of(whole[0] for _, whole in rounds)
+        text = (
+            f"{micro(whole)} a task, against submissions of 10,000: {wall.low:.2f} to {wall.high:.2f}; "
+            f"of processor time in this process {cpu.median:.2f}"
+        )
+        rows.append((f"one submission of {many:,} on {executor}", text, wall.median))
     return rows
 
 
-async def noops(session: Session, count: int) -> float:
-    start = time.perf_counter()
+async def noops(session: Session, count: int) -> tuple[float, float]:
+    start, cpu = time.perf_counter(), time.process_time()
     tasks = [ComputeTask(function=noop) for _ in range(count)]
     await session.submit_tasks(tasks)
     await session.wait_tasks(tasks)
-    return (time.perf_counter() - start) / count
+    return (time.perf_counter() - start) / count, (time.process_time() - cpu) / count
 
 
 async def makespan(scale: float) -> list[Row]:
