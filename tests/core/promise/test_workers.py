@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rhapsody.api import (
     BackendLostError,
@@ -328,22 +329,23 @@ async def test_a_close_does_not_wait_for_a_pool_that_pauses_before_its_next_atte
 async def test_a_word_to_a_dead_worker_does_not_drown_what_it_had_sent_and_nothing_runs_twice(tmp_path: Path) -> None:
     def mark(i: int) -> int:
         (tmp_path / f"{i}.{time.monotonic_ns()}").touch()
-        time.sleep(0.002)
+        time.sleep(0.001 if i != 5 else 600)
         return i
 
     async with processes(1, batching={"target": 60}) as session:
         known = await run(session, *(ComputeTask(function=mark, args=(-1,)) for _ in range(130)))  # to be short
-        tasks = [ComputeTask(function=mark, args=(i,)) for i in range(60)]
+        tasks = [ComputeTask(function=mark, args=(i,)) for i in range(100)]
         await session.submit_tasks(tasks)
-        while tasks[0].state is TaskState.QUEUED:
-            await asyncio.sleep(0)
-        time.sleep(0.06)  # nobody reads what it sends
+        last = tasks[0]._unit.tasks[-1]
+        assert last not in tasks[:6]
+        while not list(tmp_path.glob("5.*")):  # from here on nobody reads what it sends
+            time.sleep(0.005)
         os.kill(pid_of(known[0]), signal.SIGKILL)
-        time.sleep(0.06)
-        await session.cancel_tasks([tasks[-1]])  # the write fails, before anything is read
+        while psutil.Process(pid_of(known[0])).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.005)
+        await session.cancel_tasks([last])  # the write fails, before anything is read
         await session.wait_tasks(tasks, timeout=60)
     runs = [int(path.name.partition(".")[0]) for path in tmp_path.iterdir()]
-    assert max(runs.count(i) for i in range(60)) == 1
-    assert {task.state for task in tasks[:2]} == {TaskState.DONE}
-    assert sum(isinstance(task.exception, WorkerLostError) for task in tasks) <= 1
-    assert tasks[-1].state is TaskState.CANCELED
+    assert [i for i in range(100) if runs.count(i) != 1] == [tasks.index(last)]
+    assert last.state is TaskState.CANCELED
+    assert [task for task in tasks if isinstance(task.exception, WorkerLostError)] == [tasks[5]]
