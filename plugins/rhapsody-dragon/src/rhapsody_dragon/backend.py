@@ -28,7 +28,7 @@ WAITING_FOR: Final = {
 class DragonBackend(ExecutionBackend):
     """Acquires the runtime of this process at the start, and gives it back at the end."""
 
-    deadlines = Deadlines(init=120.0, cancel=20.0, shutdown=60.0)
+    deadlines = Deadlines(init=180.0, cancel=20.0, shutdown=60.0)
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__(name, **options)

@@ -39,7 +39,7 @@ from .far import HEAD, PROGRESS, Joiner, Kind, send, work
 from .local import Ends, is_alive
 
 #: Seconds for the workers to be up (measured: 0.9 for two; they are Python processes that import Dragon).
-WORKERS_DEADLINE: Final = 45.0
+WORKERS_DEADLINE: Final = 70.0
 #: Seconds in which the workers leave by themselves at the end.
 LEAVE_DEADLINE: Final = 2.0
 #: Seconds for which one join of the workers waits, before it looks whether the group has changed.
