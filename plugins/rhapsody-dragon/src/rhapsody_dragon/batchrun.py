@@ -38,8 +38,9 @@ from .far import HEAD, Joiner, Kind, send
 from .far_batch import Request, host
 from .local import wait_for_end
 from .options import TEMPLATE, ranks_of
-from .pool import JOIN_SECONDS, QUEUE_SIZE, destroy
+from .pool import JOIN_SECONDS, QUEUE_SIZE
 from .programs import Program, marker_of, signal_task
+from .units import destroy
 
 #: Seconds for Batch to be up (measured: 7 on two cores, 20 on a busy machine).
 BATCH_DEADLINE: Final = 60.0

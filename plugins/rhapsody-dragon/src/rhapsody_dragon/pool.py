@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import mmap
-import os
 import queue
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -35,8 +32,9 @@ from rhapsody.plugin import (
     TaskState,
 )
 
-from .far import HEAD, PROGRESS, Joiner, Kind, send, work
+from .far import HEAD, Joiner, Kind, send, work
 from .local import Ends, is_alive
+from .units import Place, Progress, Unit, destroy
 
 #: Seconds for the workers to be up (measured: 0.9 for two; they are Python processes that import Dragon).
 WORKERS_DEADLINE: Final = 70.0
@@ -54,53 +52,6 @@ TRIES: Final = 3
 PUT_DEADLINE: Final = 60.0
 #: Messages that a queue holds; more wait at the sender.
 QUEUE_SIZE: Final = 1000
-
-
-class Unit:
-    """A batch in the hands of one worker."""
-
-    def __init__(self, batch: TaskBatch) -> None:
-        self.batch = batch
-        self.left: dict[str, ComputeTask] = {task.uid: task for task in batch.shipped}
-        self.dropped: set[str] = set()
-        self._next = 0
-
-    def running(self) -> ComputeTask | None:
-        """The task that runs, or will run first."""
-        tasks = self.batch.shipped  # a dict that loses its first entries is slow to begin, so this keeps its place
-        while self._next < len(tasks):
-            if tasks[self._next].uid in self.left:
-                return tasks[self._next]
-            self._next += 1
-        return None
-
-    def begun(self, count: int | None) -> set[str]:
-        """The tasks that may have begun; `count` is how many the worker has noted, None if it keeps no notes.
-
-        What was left out is not in the count, and by then no longer in `left`.
-        """
-        running = self.running()
-        begun = set() if running is None else {running.uid}
-        if count is not None:
-            sent = [task.uid for task in self.batch.shipped if task.uid not in self.dropped]
-            begun = set(sent[:count])
-        return begun
-
-
-class Place:
-    """One worker, and whoever follows it when it dies."""
-
-    def __init__(self, number: int, policy: Any) -> None:
-        self.number = number
-        self.policy = policy
-        self.inbox: Any = None
-        self.control: Any = None
-        self.process: Any = None
-        self.ready = False
-        self.pid = self.parent = 0  # known once it is ready
-        self.started_at = 0.0
-        self.failures = 0
-        self.units: dict[int, Unit] = {}
 
 
 class WorkerGroup:
@@ -141,7 +92,7 @@ class WorkerGroup:
         self._outbox: Any = None
         self._joiner = Joiner()
         self._here = not policies
-        self._progress = _Progress(count, shared=self._here)
+        self._progress = Progress(count, shared=self._here)
         self._outgoing: queue.SimpleQueue[tuple[Place, Any, Kind, int, bytes] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lost: Exception | None = None
@@ -530,32 +481,6 @@ class WorkerGroup:
                 process.kill()
 
 
-class _Progress:
-    """This side of the file in which workers of this node note what they have done; it has no name to be left over."""
-
-    def __init__(self, count: int, shared: bool) -> None:
-        self.path: str | None = None
-        if shared:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open for the life of the group
-            self._file.truncate(count * PROGRESS.size)
-            self._map = mmap.mmap(self._file.fileno(), 0)
-            self.path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-
-    def take(self, place: int) -> tuple[int, int] | None:
-        """Return the unit of a dead worker and how many of its tasks have begun, and clear it for the next worker."""
-        if self.path is None:
-            return None
-        unit, begun = PROGRESS.unpack_from(self._map, place * PROGRESS.size)
-        PROGRESS.pack_into(self._map, place * PROGRESS.size, 0, 0)
-        return unit, begun
-
-    def close(self) -> None:
-        """Let the file go."""
-        if self.path is not None:
-            self._map.close()
-            self._file.close()
-
-
 def _resolve(future: asyncio.Future[TaskState], state: TaskState) -> None:
     def resolve() -> None:
         if not future.done():
@@ -573,12 +498,3 @@ def _canceled(uid: str) -> TaskCanceledError:
 
 def _death(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def destroy(*queues: Any) -> None:
-    """Give queues back to Dragon."""
-    for one in queues:
-        try:
-            one.destroy()
-        except Exception:  # it went with its process or its runtime
-            pass

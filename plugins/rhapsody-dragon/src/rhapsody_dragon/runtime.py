@@ -31,7 +31,7 @@ from rhapsody.errors import BackendLostError, BackendStartError
 Kind = Literal["launcher", "attached", "own"]
 Report = Callable[[str], None]
 
-#: Seconds in which a runtime must be up and attached to (measured: 3.5 on two cores, over 40 with sixty processes beside it).
+#: Seconds in which a runtime must be up and attached to (measured: 3.5 on two cores, over 40 on a crowded machine).
 START_DEADLINE: Final = 100.0
 #: Seconds for a detach that may find nobody at the other end.
 DETACH_DEADLINE: Final = 5.0
