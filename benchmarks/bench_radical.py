@@ -4,7 +4,8 @@
 
 The raw rounds give `TaskManager.submit_tasks` one list of descriptions and wait for the last final state that its
 callback reports; they pass by the session, the runner and the ledger. Prints for each measurement ours, raw, their
-ratio and the bound. Takes two minutes. Exits with 1 if a bound does not hold, which says nothing on a busy machine.
+ratio and the bound. Needs about two minutes. Exits with 1 if a bound does not hold, which on a busy machine says
+nothing.
 """
 
 from __future__ import annotations
