@@ -49,7 +49,7 @@ Until = Callable[..., Awaitable[None]]
 def until() -> Until:
     """Wait for something that must become true; `seconds` is only for a hang."""
 
-    async def wait(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    async def wait(condition: Callable[[], Any], seconds: float = 90.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "did not happen in time"

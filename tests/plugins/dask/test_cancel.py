@@ -14,7 +14,7 @@ from distributed import LocalCluster
 from rhapsody.api import CancelResult, ComputeTask, Session, TaskState
 from rhapsody.backends import DaskExecutionBackend
 
-pytestmark = pytest.mark.engine("dask")
+pytestmark = [pytest.mark.engine("dask"), pytest.mark.timeout(240)]
 Until = Callable[..., Awaitable[None]]
 
 
@@ -52,10 +52,10 @@ async def test_tasks_that_wait_at_the_engine_never_run(session: Session, tmp_pat
     assert set(results.values()) == {CancelResult.NEVER_STARTED}
     assert {task.state for task in waiting} == {TaskState.CANCELED}
     (tmp_path / "gate").touch()
-    await session.wait_tasks(held, timeout=30)
+    await session.wait_tasks(held, timeout=90)
     (after,) = probe = [marker(tmp_path / "after")]
     await session.submit_tasks(probe)
-    await session.wait_tasks(probe, timeout=30)
+    await session.wait_tasks(probe, timeout=90)
     assert after.state is TaskState.DONE
     assert not (tmp_path / "mark").exists()
 
@@ -69,7 +69,7 @@ async def test_the_neighbours_of_a_canceled_task_still_run_once(session: Session
 
     known = [ComputeTask(function=leave, args=(os.devnull,)) for _ in range(300)]
     await session.submit_tasks(known)
-    await session.wait_tasks(known, timeout=30)  # from now on it is grouped
+    await session.wait_tasks(known, timeout=90)  # from now on it is grouped
     held = blockers(tmp_path / "gate")
     await session.submit_tasks(held)
     await until(lambda: all(task.state is TaskState.RUNNING for task in held))
@@ -79,7 +79,7 @@ async def test_the_neighbours_of_a_canceled_task_still_run_once(session: Session
     results = await session.cancel_tasks(tasks[::2])
     assert set(results.values()) == {CancelResult.NEVER_STARTED}
     (tmp_path / "gate").touch()
-    await session.wait_tasks([*held, *tasks], timeout=30)
+    await session.wait_tasks([*held, *tasks], timeout=90)
     assert {task.state for task in tasks[1::2]} == {TaskState.DONE}
     written = {int(path.name.removeprefix("mark")): path.read_text() for path in tmp_path.glob("mark*")}
     assert written == dict.fromkeys(range(1, 200, 2), "x")
@@ -108,7 +108,7 @@ async def test_a_running_function_says_that_it_cannot_be_stopped_and_keeps_its_e
     results = await session.cancel_tasks(held)
     assert set(results.values()) == {CancelResult.CANNOT_STOP}
     (tmp_path / "gate").touch()
-    await session.wait_tasks(held, timeout=30)
+    await session.wait_tasks(held, timeout=90)
     assert {task.state for task in held} == {TaskState.DONE}
 
 
@@ -129,7 +129,7 @@ async def test_tasks_behind_the_running_one_of_their_unit_never_run(
     async with Session(backends=[backend], work_dir=tmp_path) as session:
         known = [ComputeTask(function=work, args=(os.devnull, None)) for _ in range(400)]
         await session.submit_tasks(known)
-        await session.wait_tasks(known, timeout=30)
+        await session.wait_tasks(known, timeout=90)
         tasks = [ComputeTask(function=work, args=(str(tmp_path / f"mark{i}"), str(gate))) for i in range(60)]
         await session.submit_tasks(tasks)
         await until(lambda: sum(task.state is TaskState.RUNNING for task in tasks) == 2)
@@ -137,7 +137,7 @@ async def test_tasks_behind_the_running_one_of_their_unit_never_run(
         results = await session.cancel_tasks(tasks)
         assert sorted(results.values()) == [CancelResult.CANNOT_STOP] * 2 + [CancelResult.NEVER_STARTED] * 58
         gate.touch()
-        await session.wait_tasks(tasks, timeout=30)
+        await session.wait_tasks(tasks, timeout=90)
     assert len(list(tmp_path.glob("mark*"))) == 2
 
 

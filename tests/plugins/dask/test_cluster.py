@@ -23,7 +23,7 @@ from rhapsody.api import (
 )
 from rhapsody.backends import DaskExecutionBackend
 
-pytestmark = pytest.mark.engine("dask")
+pytestmark = [pytest.mark.engine("dask"), pytest.mark.timeout(240)]
 Until = Callable[..., Awaitable[None]]
 THREADS: dict[str, Any] = {"processes": False, "threads_per_worker": 1}  # quick to start; the scheduler is the real one
 
@@ -101,7 +101,7 @@ async def test_its_scratch_folder_goes_with_it_and_those_of_killed_programs_do_t
     async with Session(backends=[backend], work_dir=tmp_path) as session:
         task = ComputeTask(function=abs, args=(-1,))
         await session.submit_tasks([task])
-        await session.wait_tasks([task], timeout=30)
+        await session.wait_tasks([task], timeout=90)
         assert len(list(tmp_path.iterdir())) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["rhapsody-dask-1-abc"]
 
@@ -126,7 +126,7 @@ async def test_a_synchronous_client_of_the_users_is_left_open(tmp_path: Path) ->
         Client(cluster, set_as_default=False) as client,
     ):
         await runs(DaskExecutionBackend(client=client), tmp_path)
-        assert client.submit(abs, -3).result(timeout=30) == 3
+        assert client.submit(abs, -3).result(timeout=90) == 3
 
 
 async def test_an_asynchronous_client_of_the_users_is_left_open(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ async def test_tasks_run_on_while_the_users_own_loop_is_blocked(tmp_path: Path, 
         await session.submit_tasks(tasks)
         time.sleep(1.0)  # what a user's computation does to the loop
         unblocked = time.time()
-        await session.wait_tasks(tasks, timeout=30)
+        await session.wait_tasks(tasks, timeout=90)
         assert all(task.return_value < unblocked for task in tasks)
 
 
@@ -195,7 +195,7 @@ async def test_a_resource_counts_from_when_a_worker_that_offers_it_joins(tmp_pat
         async with Session(backends=[DaskExecutionBackend(cluster=cluster)], work_dir=tmp_path) as session:
             probe = [ComputeTask(function=abs, args=(-1,))]
             await session.submit_tasks(probe)
-            await session.wait_tasks(probe, timeout=30)
+            await session.wait_tasks(probe, timeout=90)
             options = {"resources": {"LICENCE": 1}}
             with pytest.raises(UnsupportedError, match="no worker has LICENCE=1"):
                 await session.submit_tasks([ComputeTask(function=abs, args=(-1,), backend_options=options)])
@@ -208,7 +208,7 @@ async def test_a_resource_counts_from_when_a_worker_that_offers_it_joins(tmp_pat
             await asyncio.sleep(0.2)  # the session hears of it
             task = ComputeTask(function=abs, args=(-1,), backend_options=options)
             await session.submit_tasks([task])
-            await session.wait_tasks([task], timeout=30)
+            await session.wait_tasks([task], timeout=90)
             assert task.return_value == 1
 
 
@@ -233,7 +233,7 @@ async def test_a_dask_client_of_the_users_own_stays_the_default_one(tmp_path: Pa
         async with Session(backends=[DaskExecutionBackend(resources={"n_workers": 1, **THREADS})]) as session:
             tasks = [ComputeTask(function=os.getpid)]
             await session.submit_tasks(tasks)
-            await session.wait_tasks(tasks, timeout=30)
+            await session.wait_tasks(tasks, timeout=90)
             assert default_client() is client
         assert default_client() is client
 

@@ -24,7 +24,7 @@ from rhapsody.api import (
 )
 from rhapsody.backends import DaskExecutionBackend
 
-pytestmark = pytest.mark.engine("dask")
+pytestmark = [pytest.mark.engine("dask"), pytest.mark.timeout(240)]
 Until = Callable[..., Awaitable[None]]
 
 
@@ -161,7 +161,7 @@ async def test_what_has_ended_is_reported_while_the_rest_of_its_unit_runs(
     await until(lambda: all(task.state is TaskState.RUNNING for task in slow))
     await until(lambda: all(task.is_final for task in quick[:30]))
     gate.touch()
-    await session.wait_tasks([*quick, *slow], timeout=30)
+    await session.wait_tasks([*quick, *slow], timeout=90)
     assert {task.state for task in (*quick, *slow)} == {TaskState.DONE}
 
 
@@ -218,6 +218,7 @@ async def test_a_task_that_fails_is_run_again_as_often_as_it_may(session: Sessio
         session, ComputeTask(function=third_time, args=(str(tmp_path / "a"),), backend_options={"retries": 2})
     )
     assert task.return_value == 3
+    assert task.attempt == 3
     (task,) = await ends(
         session, ComputeTask(function=third_time, args=(str(tmp_path / "b"),), backend_options={"retries": 1})
     )

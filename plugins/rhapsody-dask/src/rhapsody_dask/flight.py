@@ -153,7 +153,9 @@ class Flight:
             (address,) = rest
             self.workers.left(address)
             for held in [held for held in self._units.values() if held.worker == address]:
-                self._lose_worker(held, address)
+                held.worker = None
+                if not held.placement.retries:  # otherwise the scheduler has it run elsewhere, as the user asked
+                    self._lose_worker(held, address)
         else:
             unit = self._units.get(rest[0])
             if unit is not None:
@@ -168,7 +170,7 @@ class Flight:
                 events.append(Started(uid, at, self.workers.name_of(address)))
             self._context.events.put(events)
         elif word == remote.FINAL:
-            frames, more = rest
+            frames, more, unit.attempt = rest
             self._context.events.put(self._ended(unit, frames))
             if not more:
                 self._release(unit)
@@ -179,6 +181,7 @@ class Flight:
     def _ended(self, unit: Unit, frames: bytes) -> list[Event]:
         outcomes = unit.batch.decode(frames)
         for outcome in outcomes:
+            outcome.attempt = unit.attempt
             unit.open.pop(outcome.uid, None)
             self._unit_of.pop(outcome.uid, None)
         return list(outcomes)
@@ -219,11 +222,7 @@ class Flight:
     # -- units that end badly -----------------------------------------------------------------------------------------
 
     def _lose_worker(self, unit: Unit, address: str | None) -> None:
-        """Settle a unit whose worker is gone."""
-        unit.worker = None
-        if unit.left < unit.placement.retries:
-            unit.left += 1
-            return  # the scheduler has it run again elsewhere, as the user asked
+        """Settle a unit whose worker is gone and that will not be run again."""
         self._forget(unit)
         self._do(self._settle(unit, address))
 

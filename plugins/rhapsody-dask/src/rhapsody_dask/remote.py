@@ -5,7 +5,7 @@ client reads. That is ordered, needs no round trip, and costs less than fetching
 Dask is only what is too large for it. The messages, all of them lists whose first element is one of the words below:
 
     [FRAMES, number, address, frames, uid, time]    tasks that have ended, and the one that runs now
-    [FINAL, number, frames, more]                   the unit has ended; with `more`, the rest is its Dask result
+    [FINAL, number, frames, more, attempt]          the unit has ended; with `more`, the rest is its Dask result
     [MOVED, number, address]                        refused: the unit was on another worker before, which was lost
     [JOINED, worker] and [LEFT, address]            from the scheduler: the workers
 """
@@ -149,11 +149,11 @@ class Unit:
             self._withdrawn.update(stopped)
             return stopped
 
-    def finish(self) -> bytes | None:
+    def finish(self, attempt: int | None) -> bytes | None:
         """Report the end of the unit. Returns what is too large for a report."""
         with self._lock:
             ended, self._ended, self._current = self._ended, [], None
-        self._side.post([FINAL, self._number, b"".join(ended), bool(self._large)])
+        self._side.post([FINAL, self._number, b"".join(ended), bool(self._large), attempt])
         return b"".join(self._large) if self._large else None
 
     def _flush(self) -> None:
@@ -250,24 +250,24 @@ def run_unit(payload: bytes, number: int, token: str, again: int) -> bytes | Non
     if unit is None:
         return None
     try:
-        if not again:
-            rest = rhapsody.worker.run_batch(payload, unit.report, unit.claim)
-            assert not rest, "every frame was reported"
-        else:
-            _run_again_and_again(payload, unit, again)
-        return unit.finish()
+        if again:
+            return unit.finish(len(left) + _run_again_and_again(payload, unit, again))
+        rest = rhapsody.worker.run_batch(payload, unit.report, unit.claim)
+        assert not rest, "every frame was reported"
+        return unit.finish(None)
     finally:
         side.end(number)
 
 
-def _run_again_and_again(payload: bytes, unit: Unit, retries: int) -> None:
+def _run_again_and_again(payload: bytes, unit: Unit, retries: int) -> int:
+    """Run the one task of a unit until it does not fail, or has failed often enough. Returns how often it ran."""
     for attempt in range(1, retries + 2):
         data = rhapsody.worker.run_batch(payload, None, unit.claim if attempt == 1 else None)
-        frames = list(rhapsody.worker.frames(data))
-        if attempt > retries or not any(map(_has_failed, frames)):
-            if data:
-                unit.report(data)
-            return
+        if attempt > retries or not any(map(_has_failed, rhapsody.worker.frames(data))):
+            break
+    if data:
+        unit.report(data)
+    return attempt
 
 
 def _has_failed(frame: rhapsody.worker.Frame) -> bool:

@@ -26,7 +26,7 @@ class Unit:
         worker: the one that has begun with it, by address.
         future: Dask's.
         watch: follows the future.
-        left: workers that were lost with it, and from which it may be run again.
+        attempt: of its one task, where that may be run again; None for any other unit.
         starved_since: when it was first seen to fit no worker, by the monotonic clock.
     """
 
@@ -38,7 +38,7 @@ class Unit:
     worker: str | None = None
     future: Future | None = None
     watch: asyncio.Task[None] | None = None
-    left: int = 0
+    attempt: int | None = None
     starved_since: float | None = None
 
 
