@@ -31,7 +31,7 @@ def new_backend(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def run(*command: str | Path, cwd: Path | None = None, timeout: float = 250) -> str:
+def run(*command: str | Path, cwd: Path | None = None, timeout: float = 500) -> str:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RHAPSODY_", "PYTHON"))}
     done = subprocess.run(
         [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
@@ -83,7 +83,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_it_is_green_untouched_when_installed_from_wheels_in_a_new_environment(tmp_path: Path) -> None:
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert uv is not None, "uv is not there; `make install` installs it"
