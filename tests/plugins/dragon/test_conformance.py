@@ -42,8 +42,8 @@ class TestV3(BackendConformanceTests):
         raises=UnsupportedError,
         strict=True,
     )
-    def test_declared_ranks_are_started(self, rig):
-        return super().test_declared_ranks_are_started(rig)
+    def test_declared_ranks_are_started(self, rhapsody_rig):
+        super().test_declared_ranks_are_started(rhapsody_rig)
 
 
 class TestV1(BackendConformanceTests):
