@@ -96,7 +96,7 @@ class Slots:
 class DragonExecutionBackendV1(DragonBackend):
     """Runs each task in a Dragon process of its own, for isolation; an executable of several ranks in a ProcessGroup.
 
-    An executable costs about 15 ms, a function about 0.2 s, since it starts an interpreter. V3 runs both far cheaper:
+    An executable costs 15 to 40 ms, a function about 0.3 s, since it starts an interpreter. V3 runs both far cheaper:
     it is recommended unless each function needs a process of its own.
 
     Args:
