@@ -35,7 +35,7 @@ class DragonExecutionBackendV3(DragonBackend):
     """Runs functions, executables and MPI jobs on Dragon, on one node or on an allocation.
 
     In batch mode, the default, a plain task (a function or an executable without options or ranks of its own) goes to
-    a group of Dragon worker processes, many to a unit; that is several hundred times cheaper here than a function on Batch
+    a group of Dragon worker processes, many to a unit; several hundred times cheaper than on Batch
     (docs/explanation/dragon-engine.md has the measurements). A task with `ranks`, `process_template`,
     `process_templates` or `timeout` is a unit of Dragon's Batch, which starts with the first of them. In stream mode
     every task is a unit of Batch of its own, reported the moment it ends.
