@@ -97,15 +97,18 @@ class Script:
         assert [path.name for path in self.home.glob("r*")] + [path.name for path in self.home.glob(".r*")] == []
 
     def end(self) -> None:
-        """End it and what it started, should the test have failed."""
-        for process in (
-            [*processes_of(self.folder), psutil.Process(self.process.pid)] if self.process.poll() is None else []
-        ):
+        """End it, should the test have failed; its keeper ends what it started, and has some seconds for it."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        deadline = time.monotonic() + 30
+        while (left := processes_of(self.folder)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for process in left:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        self.process.wait()
         self.stdout.close()
 
 
