@@ -93,7 +93,7 @@ async def test_a_running_executable_and_its_children_are_stopped(session: Sessio
         return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "3033"]]
 
     await until(lambda: len(sleepers()) == 2)
-    assert task.state is TaskState.RUNNING
+    await until(lambda: task.state is TaskState.RUNNING)
     assert await session.cancel_tasks([task]) == {task.uid: CancelResult.STOPPED}
     assert task.state is TaskState.CANCELED
     await until(lambda: not [p for p in sleepers() if p.status() != psutil.STATUS_ZOMBIE])
