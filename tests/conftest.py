@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+# A shell's background job ignores SIGINT, and what it starts inherits that: the tests of Ctrl-C would test nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ENGINES = {"concurrent": "rhapsody", "dask": "distributed", "dragon": "dragon", "radical": "radical.pilot"}
 
