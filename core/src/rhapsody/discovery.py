@@ -209,7 +209,7 @@ def _attr(point: EntryPoint) -> str:
     """Return the name of the class that an entry point names; empty where it names none."""
     try:
         return point.attr or ""
-    except (AttributeError, AssertionError):  # its value is not `module:Class`: there is no match to ask
+    except (AttributeError, AssertionError, ValueError):  # its value is not `module:Class`: there is no match to ask
         return ""
 
 
@@ -220,7 +220,10 @@ def _whose(point: EntryPoint) -> tuple[str | None, str | None]:
 
 def _described(distribution: Distribution) -> tuple[str | None, str | None]:
     """Return the name and the version of a distribution; None for what its metadata does not tell."""
-    metadata = distribution.metadata
+    try:
+        metadata = distribution.metadata
+    except FileNotFoundError:  # says importlib_metadata, which an engine may have imported: it takes over the search
+        return None, None
     if not metadata or "Name" not in metadata or "Version" not in metadata:  # the file is damaged, or not there
         return None, None
     return metadata["Name"], metadata["Version"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -56,8 +57,7 @@ def command(
     if picture is not None and (brief or KINDS[kind].function is None):
         raise click.UsageError("--plot draws efficiency by task length, which --brief and programs leave out")
     results: list[Comparison] = []
-    with scratch() as folder:
-        os.environ["RHAPSODY_WORK_DIR"] = folder
+    with scratch() as folder, _sessions_in(folder):
         for text in backends or tuple(_SHORT):
             results.append(_measure(text, kind, tasks, rounds, brief))
     if picture is not None:
@@ -71,6 +71,20 @@ def command(
         print_json([result.as_dict() for result in results])
     else:
         show(results, console())
+
+
+@contextlib.contextmanager
+def _sessions_in(folder: str) -> Iterator[None]:
+    """Have the sessions of the measurement write to a folder, also those of other processes; and then no longer."""
+    held = os.environ.get("RHAPSODY_WORK_DIR")
+    os.environ["RHAPSODY_WORK_DIR"] = folder
+    try:
+        yield
+    finally:
+        if held is None:
+            del os.environ["RHAPSODY_WORK_DIR"]
+        else:
+            os.environ["RHAPSODY_WORK_DIR"] = held
 
 
 def _measure(text: str, kind: str, tasks: int | None, rounds: int, brief: bool) -> Comparison:
