@@ -28,6 +28,7 @@ from rhapsody.errors import BackendConfigurationError, BackendStartError
 T = TypeVar("T")
 
 SCRATCH: Final = "rhapsody-dask"
+_COMES: Final = 10.0  # seconds that a cluster whose start was interrupted has to come up, to be closed in good order
 # No dashboard unless asked for, and any free port for what is left of it: a port that is taken is a warning on the
 # user's terminal, and several clusters on one machine are nothing unusual here.
 NO_DASHBOARD: Final = {"dashboard": False, "dashboard_address": ":0"}
@@ -92,6 +93,7 @@ class Engine:
         self._given_client = client
         self._thread: LoopThread | None = None
         self._own_cluster: LocalCluster | None = None
+        self._coming: asyncio.Task[LocalCluster] | None = None  # the cluster, while it starts
         self._own_client: Client | None = None
         self._scratch: str | None = None
         self._client: Client | None = client
@@ -147,7 +149,10 @@ class Engine:
             return
         target = self._given_cluster
         if target is None:
-            target = await self._start_cluster()
+            # Not canceled with this: Dask does not survive being interrupted here. `close` waits for it.
+            self._coming = asyncio.ensure_future(self._start_cluster())
+            self._coming.add_done_callback(lambda done: done.cancelled() or done.exception())
+            target = await asyncio.shield(self._coming)
         try:
             self._own_client = self._client = await Client(
                 target, asynchronous=True, set_as_default=False, name="rhapsody"
@@ -182,6 +187,8 @@ class Engine:
         Args:
             wait: whether the workers are idle. Those that are not are killed: left to themselves they take 5 seconds.
         """
+        if self._coming is not None:
+            await asyncio.wait([self._coming], timeout=_COMES)
         client, self._own_client = self._own_client, None
         cluster, self._own_cluster = self._own_cluster, None
         try:
