@@ -13,7 +13,7 @@ from ..states import TaskState
 from ..task import ComputeTask
 from . import tasks
 from ._base import SuitePart, conforms
-from .rig import Gate, Rig, check, must_be
+from .rig import Gate, Life, Rig, check, must_be
 
 _KEPT = (CancelResult.NEVER_STARTED, CancelResult.STOPPED)
 
@@ -102,16 +102,7 @@ class CancelTests(SuitePart):
         life = await rig.shared()
         with rig.gate() as gate:
             task = gate.function("f")
-            await rig.submit([task], life)
-            await rig.until(gate.began, "no worker began the function")
-            told = (await rig.cancel([task], life))[task.uid]
-            check(
-                told is CancelResult.CANNOT_STOP,
-                f"the backend does not declare cancel_functions, and cancel said {told} of a running function; declare "
-                f"it if it is so, else return CANNOT_STOP and report its real end",
-            )
-            gate.open()
-            await rig.ended([task], life)
+            await _keeps_its_end(rig, life, gate, task, "function")
         must_be(task, TaskState.DONE, "a function of which cancel said CANNOT_STOP")
         check(task.return_value == "f", f"it returned 'f', and return_value is {task.return_value!r}")
 
@@ -151,16 +142,7 @@ class CancelTests(SuitePart):
         life = await rig.shared()
         with rig.gate() as gate:
             task = gate.executable("e")
-            await rig.submit([task], life)
-            await rig.until(gate.began, "no worker began the executable")
-            told = (await rig.cancel([task], life))[task.uid]
-            check(
-                told is CancelResult.CANNOT_STOP,
-                f"the backend does not declare cancel_executables, and cancel said {told} of a running executable; "
-                f"declare it if it is so, else return CANNOT_STOP and report its real end",
-            )
-            gate.open()
-            await rig.ended([task], life)
+            await _keeps_its_end(rig, life, gate, task, "executable")
         must_be(task, TaskState.DONE, "an executable of which cancel said CANNOT_STOP")
 
     @conforms("cancels in every state")
@@ -208,6 +190,20 @@ def _signing(rig: Rig, gate: Gate, name: str) -> ComputeTask:
     if rig.capabilities.functions:
         return ComputeTask(function=tasks.sign, args=(str(gate.folder), name))
     return ComputeTask(executable="/bin/sh", arguments=["-c", 'echo ran >> "$1"', "sh", str(gate.folder / name)])
+
+
+async def _keeps_its_end(rig: Rig, life: Life, gate: Gate, task: ComputeTask, kind: str) -> None:
+    """Ask a running task of a kind that cannot be stopped to stop, and let it end."""
+    await rig.submit([task], life)
+    await rig.until(gate.began, f"no worker began the {kind}")
+    told = (await rig.cancel([task], life))[task.uid]
+    check(
+        told is CancelResult.CANNOT_STOP,
+        f"the backend does not declare cancel_{kind}s, and cancel said {told} of a running {kind}; declare it if it "
+        f"is so, else return CANNOT_STOP and report its real end",
+    )
+    gate.open()
+    await rig.ended([task], life)
 
 
 async def _stands_still(rig: Rig, heart: Path, otherwise: str) -> None:
