@@ -279,11 +279,12 @@ def warn_unclosed(uid: str) -> None:
     )
 
 
-def at_exit(uid: str, owner: int, runners: list[BackendRunner]) -> None:
+def at_exit(uid: str, owner: int, runners: list[BackendRunner], warns: bool) -> None:
     """Clean up after a session that nobody closed and whose loop is gone."""
     if os.getpid() != owner:  # a process that the program forked: the session is not its own
         return
-    warn_unclosed(uid)
+    if warns:
+        warn_unclosed(uid)
     for runner in runners:
         with contextlib.suppress(Exception):  # the interpreter is ending: the others must have their turn
             runner.shutdown_without_loop()

@@ -90,6 +90,7 @@ class Session:
         self._closing: asyncio.Task[None] | None = None
         self._hurry: asyncio.Event | None = None  # set: stop waiting for tasks, cancel them
         self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._in_block = False  # of `async with`: then nobody has forgotten to close it
         self._runners: dict[str, BackendRunner] = {}
         for backend in instances(backends):
             self._add(backend)
@@ -164,11 +165,13 @@ class Session:
             self._phase = _Phase.CLOSED
             raise _with_notes(problems)
         self._phase = _Phase.OPEN
-        self._finalizer = weakref.finalize(self, at_exit, self.uid, os.getpid(), list(self._runners.values()))
+        runners = list(self._runners.values())
+        self._finalizer = weakref.finalize(self, at_exit, self.uid, os.getpid(), runners, not self._in_block)
         self._observer_hooks.opened(self)
 
     async def __aenter__(self) -> Self:
         """Start the backends."""
+        self._in_block = True
         return await self.start()
 
     async def __aexit__(
@@ -261,7 +264,7 @@ class Session:
             self._phase = _Phase.CLOSED
             if self._finalizer is not None:
                 self._finalizer.detach()
-            if was_open and (self._closing is None):
+            if was_open and self._closing is None and not self._in_block:
                 warn_unclosed(self.uid)
 
     def _bind(self) -> None:
