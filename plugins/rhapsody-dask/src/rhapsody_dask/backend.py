@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import threading
 import warnings
@@ -23,7 +24,7 @@ from rhapsody.plugin import (
     hookimpl,
 )
 
-from .engine import Engine, cluster_keywords
+from .engine import HUSH, Engine, cluster_keywords
 from .flight import Flight
 from .options import ANYWHERE, TASK_OPTIONS, check_cluster_keywords, placement_of, unmet
 from .units import Unit
@@ -183,7 +184,8 @@ class DaskExecutionBackend(ExecutionBackend):
             if flight is not None:
                 await engine.run(flight.close)
         finally:
-            try:
-                await engine.run(engine.close, wait)
-            finally:
-                await asyncio.to_thread(engine.end)
+            with HUSH if engine.owns_cluster else contextlib.nullcontext():
+                try:
+                    await engine.run(engine.close, wait)
+                finally:
+                    await asyncio.to_thread(engine.end)

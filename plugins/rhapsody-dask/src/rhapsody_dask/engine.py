@@ -8,7 +8,6 @@ their code computes; on its own thread it goes on feeding the workers, at the sa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import multiprocessing
@@ -16,7 +15,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -196,10 +195,9 @@ class Engine:
                 await _bounded(client.close(), 5)
         finally:
             if cluster is not None:
-                with contextlib.nullcontext() if wait else _hushed("distributed.nanny"):
-                    if not wait:
-                        await _kill_workers(cluster)
-                    await _bounded(cluster.close(), 15)
+                if not wait:
+                    await _kill_workers(cluster)
+                await _bounded(cluster.close(), 15)
             if self._scratch is not None:
                 shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -253,16 +251,39 @@ async def _kill_workers(cluster: LocalCluster) -> None:
             await nanny.process.process.kill()
 
 
-@contextlib.contextmanager
-def _hushed(name: str) -> Iterator[None]:
-    """Keep warnings of a logger of Dask's from the terminal, where what they tell of is our own doing."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+class Hush:
+    """Keeps Dask's own lines from the terminal while clusters of ours are closed, for what they tell of is our doing.
+
+    Dask holds the cluster's lines back by itself, but lets go of them a moment before the last comes. Several clusters
+    may be closed at once; the levels are as before when the last of them is.
+    """
+
+    _LOGGERS: Final = tuple(map(logging.getLogger, ("distributed", "distributed.client", "distributed.nanny")))
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._levels: list[int] = []
+
+    def __enter__(self) -> None:
+        """Begin."""
+        with self._lock:
+            self._holders += 1
+            if self._holders == 1:
+                self._levels = [logger.level for logger in self._LOGGERS]
+                for logger in self._LOGGERS:
+                    logger.setLevel(logging.CRITICAL)
+
+    def __exit__(self, *exception: object) -> None:
+        """End."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                for logger, level in zip(self._LOGGERS, self._levels, strict=True):
+                    logger.setLevel(level)
+
+
+HUSH: Final = Hush()
 
 
 async def _bounded(work: Awaitable[Any], seconds: float) -> None:
