@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from rhapsody.errors import (
     BackendLostError,
+    BackendShutdownError,
     BackendStartError,
     SubmitError,
     TaskCanceledError,
@@ -34,17 +35,18 @@ from rhapsody.plugin import (
     TaskState,
 )
 
+from .deaths import end_process
 from .far import HEAD, Joiner, Kind, send
 from .far_batch import Request, host
 from .local import wait_for_end
 from .options import TEMPLATE, ranks_of
-from .pool import JOIN_SECONDS, QUEUE_SIZE
+from .pool import QUEUE_SIZE, WAIT_SECONDS
 from .programs import Program, marker_of, signal_task
 from .units import destroy
 
 #: Seconds for Batch to be up (measured: 7 on two cores, 20 on a busy machine).
 BATCH_DEADLINE: Final = 60.0
-#: Seconds for Batch to leave in order, before its process is left to the end of the runtime.
+#: Seconds for Batch to leave in order, before its process is killed.
 LEAVE_DEADLINE: Final = 6.0
 #: Seconds for which a cancel waits for Batch to have stopped a task.
 CANCEL_SECONDS: Final = 10.0
@@ -155,9 +157,14 @@ class BatchRuns:
         thread.start()
 
     def close(self) -> None:
-        """End Batch and what runs on it; bounded in time."""
+        """End Batch and what runs on it; bounded in time.
+
+        Raises:
+            BackendShutdownError: its process could not be ended; all else is.
+        """
         self._closing = True
         self._waiting.put(None)
+        problem = None
         with self._lock:
             process = self._process
         if process is not None and not self._gone:
@@ -166,16 +173,17 @@ class BatchRuns:
                     signal_task(marker_of(self._context.session, run.task.uid), signal.SIGKILL)
             try:
                 self._inbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=1.0)
-                if process.join(LEAVE_DEADLINE) is None:
-                    process.kill()
-                    process.join(1.0)
-            except Exception:  # it has ended by itself
-                pass
+                patience = LEAVE_DEADLINE
+            except Exception:  # its queue is full or broken, so it is killed
+                patience = 0.0
+            problem = end_process(process, patience)
             self._outbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=1.0)
             for thread in [*self._threads, *filter(None, [self._feeder])]:
-                thread.join(JOIN_SECONDS + 1.0)
+                thread.join(WAIT_SECONDS + 1.0)
             destroy(self._inbox, self._outbox)
         self._scratch.cleanup()
+        if problem is not None:
+            raise BackendShutdownError(f"backend {self._context.backend!r}: the process of Dragon's Batch {problem}")
 
     def runtime_lost(self) -> None:
         """The runtime is gone: nothing of it may be touched."""
@@ -245,7 +253,7 @@ class BatchRuns:
         joiner = Joiner()
         while not self._gone:
             try:
-                message = joiner.feed(self._outbox.get(timeout=JOIN_SECONDS))
+                message = joiner.feed(self._outbox.get(timeout=WAIT_SECONDS))
             except queue.Empty:
                 continue
             except Exception as error:

@@ -14,11 +14,18 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from rhapsody.errors import BackendLostError, BackendStartError, SubmitError, TaskCanceledError, WorkerLostError
+from rhapsody.errors import (
+    BackendLostError,
+    BackendShutdownError,
+    BackendStartError,
+    SubmitError,
+    TaskCanceledError,
+    WorkerLostError,
+)
 from rhapsody.plugin import (
     BackendLost,
     CancelResult,
@@ -32,18 +39,16 @@ from rhapsody.plugin import (
     TaskState,
 )
 
+from .deaths import deaths_anywhere, deaths_here, end_process
 from .far import HEAD, Joiner, Kind, send, work
-from .local import Ends, is_alive
 from .units import Place, Progress, Unit, destroy
 
 #: Seconds for the workers to be up (measured: 0.9 for two; they are Python processes that import Dragon).
 WORKERS_DEADLINE: Final = 70.0
-#: Seconds in which the workers leave by themselves at the end.
+#: Seconds in which the workers, and the threads here, leave by themselves at the end.
 LEAVE_DEADLINE: Final = 2.0
-#: Seconds for which one join of the workers waits, before it looks whether the group has changed.
-JOIN_SECONDS: Final = 1.0
-#: Seconds after which Dragon is asked about a worker that has not reported for duty.
-LATE_SECONDS: Final = 3.0
+#: Seconds for which one wait for results lasts, before it looks whether the runtime is still there.
+WAIT_SECONDS: Final = 1.0
 #: Seconds after which a worker that did not stop its task when asked is killed from outside.
 STUBBORN: Final = 4.0
 #: Workers of one place that may die before they are up, one after the other.
@@ -85,6 +90,7 @@ class WorkerGroup:
         self._changed = changed
         self._places = [Place(n, policies[n % len(policies)] if policies else None) for n in range(count)]
         self._lock = threading.Lock()
+        self._starting = threading.Lock()  # held while a process starts, so that `close` knows of each
         self._ready = threading.Condition(self._lock)
         self._closing = False
         self._canceling: set[str] = set()
@@ -123,42 +129,46 @@ class WorkerGroup:
             raise BackendStartError(f"{up} of {len(self._places)} Dragon worker processes came up ({reason})")
 
     def close(self) -> None:
-        """End the workers, also those that are busy; bounded in time."""
-        with self._lock:
+        """End the workers, also those that are busy; bounded in time.
+
+        Raises:
+            BackendShutdownError: some of them could not be ended; all else is.
+        """
+        with self._starting, self._lock:
             if self._closing:
                 return
             self._closing = True
-            self._outgoing.put(None)
-            places = [place for place in self._places if place.process is not None]
-        for place in places:
-            try:
-                place.inbox.put(HEAD.pack(place.number, 0, Kind.STOP), timeout=1.0)
-            except Exception:  # its queue is full or broken: it is killed below
-                pass
+        self._outgoing.put(None)
+        problems: list[str] = []
         if self._lost is None:
-            self._end_processes(places)
-            self._stop_threads()
+            places = [place for place in self._places if place.process is not None]
             for place in places:
+                self._ask_to_leave(place)
+            until = time.monotonic() + LEAVE_DEADLINE
+            for place in places:
+                problem = end_process(place.process, until - time.monotonic() if place.is_idle else 0.0)
+                problems += [f"worker {place.number} {problem}"] if problem else []
+            self._stop_threads()
+            for place in self._places:
                 destroy(place.inbox, place.control)
             destroy(self._outbox)
         self._progress.close()
+        if problems:
+            raise BackendShutdownError(f"backend {self.name!r}: {'; '.join(problems)}")
 
-    def _end_processes(self, places: list[Place]) -> None:
-        until = time.monotonic() + LEAVE_DEADLINE
-        for place in places:
-            busy = bool(place.units)
+    @staticmethod
+    def _ask_to_leave(place: Place) -> None:
+        if place.is_idle:
             try:
-                if busy or place.process.join(max(0.0, until - time.monotonic())) is None:
-                    place.process.kill()
-                    place.process.join(LEAVE_DEADLINE)
-            except Exception:  # it has ended meanwhile, which is what was wanted
+                place.inbox.put(HEAD.pack(place.number, 0, Kind.STOP), timeout=1.0)
+            except Exception:  # its queue is full or broken: it is killed soon
                 pass
 
     def _stop_threads(self) -> None:
         if self._threads:
             self._outbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=LEAVE_DEADLINE)
             for thread in self._threads:
-                thread.join(LEAVE_DEADLINE + JOIN_SECONDS)
+                thread.join(LEAVE_DEADLINE + WAIT_SECONDS)
 
     def runtime_lost(self) -> None:
         """The runtime is gone: nothing will be reported any more, and nothing of it may be touched."""
@@ -177,10 +187,13 @@ class WorkerGroup:
             stderr=Process.DEVNULL,
             policy=place.policy,
         )
-        process.start()
-        with self._lock:
-            place.process = process
-            place.pid, place.started_at = 0, time.monotonic()
+        with self._starting:
+            if self._closing:
+                return
+            process.start()
+            with self._lock:
+                place.process = process
+                place.pid, place.started_at = 0, time.monotonic()
 
     def _up(self) -> int:
         return sum(place.ready for place in self._places)
@@ -221,7 +234,7 @@ class WorkerGroup:
         get, feed = self._outbox.get, self._joiner.feed
         while True:
             try:
-                message = feed(get(timeout=JOIN_SECONDS))
+                message = feed(get(timeout=WAIT_SECONDS))
             except queue.Empty:
                 if self._lost is not None:
                     return
@@ -298,61 +311,16 @@ class WorkerGroup:
 
     def _deaths(self) -> None:
         """Replace workers that die, for the life of the group."""
-        waits = self._deaths_here() if self._here else self._deaths_anywhere()
+        deaths = deaths_here if self._here else deaths_anywhere
+        waits = deaths(self._places, lambda: self._closing or self._lost is not None)
         try:
             for place, code in waits:
-                if self._closing or self._lost is not None:
-                    return
                 self._replace(place, code)
         except Exception as error:
             if not self._closing and self._lost is None:
                 self._lose(f"its workers can no longer be watched: {type(error).__name__}: {error}")
         finally:
             waits.close()
-
-    def _deaths_here(self) -> Generator[tuple[Place, int], None, None]:
-        """The deaths of workers on this node, as the operating system tells them, with what Dragon says of them."""
-        ends = Ends()
-        try:
-            while not self._closing and self._lost is None:
-                with self._lock:
-                    known = {place.pid: place for place in self._places if place.process is not None and place.pid}
-                    late = [
-                        place
-                        for place in self._places
-                        if place.process is not None
-                        and not place.pid
-                        and time.monotonic() - place.started_at > LATE_SECONDS
-                    ]
-                for pid in known:
-                    ends.add(pid)
-                for pid in ends.wait(JOIN_SECONDS):
-                    place = known[pid]
-                    if not is_alive(place.parent):
-                        return  # the runtime itself is dying, which its watchdog tells
-                    yield place, self._exit_code(place)
-                for place in late:  # it may have died before it could say its pid
-                    code = place.process.join(timeout=0)
-                    if code is not None:
-                        yield place, int(code)
-        finally:
-            ends.close()
-
-    @staticmethod
-    def _exit_code(place: Place) -> int:
-        code = place.process.join(timeout=JOIN_SECONDS)
-        return -9 if code is None else int(code)
-
-    def _deaths_anywhere(self) -> Generator[tuple[Place, int], None, None]:
-        """The deaths of workers on any node, as Dragon tells them."""
-        from dragon.globalservices.process import multi_join
-
-        while not self._closing and self._lost is None:
-            with self._lock:
-                living = {place.process.puid: place for place in self._places if place.process is not None}
-            ended, _ = multi_join(list(living), timeout=JOIN_SECONDS)
-            for puid, code in ended or ():
-                yield living[puid], int(code)
 
     def _replace(self, place: Place, code: int) -> None:
         """Put a new worker in the place of a dead one; what the dead one held is judged by the draining thread."""

@@ -58,6 +58,11 @@ class Place:
         self.failures = 0
         self.units: dict[int, Unit] = {}
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether its worker is up and has nothing to do, so that it reads what it is sent."""
+        return self.ready and not self.units
+
 
 class Progress:
     """This side of the file in which workers of this node note what they have done; it has no name to be left over."""
