@@ -256,7 +256,7 @@ class TaskFlow:
     def apply(self, events: Sequence[Event]) -> None:
         """Apply a list of events, and submit what there is room for now."""
         changes: list[Change] = []
-        held = self._held
+        held, done = self._held, TaskState.DONE
         unknown = 0
         for event in events:
             if type(event) is Outcome:
@@ -266,7 +266,7 @@ class TaskFlow:
                     continue
                 if self._canceling:
                     self._canceling.discard(event.uid)
-                if event.state is not TaskState.DONE:
+                if event.state is not done:
                     _complete(event, task, self.name)
                 self._leave_unit(task, event)
                 changes.append((task, event))

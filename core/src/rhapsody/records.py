@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from .errors import SessionClosedError
 from .events import Outcome, Started
@@ -11,12 +12,14 @@ from .states import TaskState, advance
 from .task import ComputeTask
 
 log = get_logger(__name__)
+_RUNNING: Final = TaskState.RUNNING
+_DONE: Final = TaskState.DONE
 
 
 def apply(task: ComputeTask, event: Started | Outcome) -> bool:
     """Apply a report to a task. Returns whether it changed the task's state: one that comes too late does not."""
     old = task.state
-    new = TaskState.RUNNING if type(event) is Started else event.state  # type: ignore[union-attr]
+    new = _RUNNING if type(event) is Started else event.state  # type: ignore[union-attr]
     state = advance(old, new)
     if state is old:
         log.debug("report_dropped", task=task.uid, state=old.value, reported=new.value)
@@ -66,7 +69,7 @@ def _resolve(task: ComputeTask) -> None:
     task._future = None
     if future is None or future.done():  # done: whoever waited on it gave up
         return
-    if task.state is TaskState.DONE:
+    if task.state is _DONE:
         future.set_result(task)
     else:
         assert task.exception is not None

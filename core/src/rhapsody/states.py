@@ -13,7 +13,13 @@ from typing import Final
 
 
 class TaskState(StrEnum):
-    """Where a task is in its life; compares equal to its own name (`task.state == "DONE"`)."""
+    """Where a task is in its life; compares equal to its own name (`task.state == "DONE"`).
+
+    Attributes:
+        followers: the states that may come next.
+    """
+
+    followers: tuple[TaskState, ...]
 
     NEW = "NEW"
     QUEUED = "QUEUED"
@@ -30,14 +36,12 @@ class TaskState(StrEnum):
 
 FINAL_STATES: Final = (TaskState.DONE, TaskState.FAILED, TaskState.CANCELED)
 
-_NEXT: Final[dict[TaskState, tuple[TaskState, ...]]] = {
-    TaskState.NEW: (TaskState.QUEUED,),
-    TaskState.QUEUED: (TaskState.RUNNING, *FINAL_STATES),
-    TaskState.RUNNING: FINAL_STATES,
-    TaskState.DONE: (),
-    TaskState.FAILED: (),
-    TaskState.CANCELED: (),
-}
+# Kept at the state itself, since it is asked at every change: a dict would call Enum's hash, written in Python.
+TaskState.NEW.followers = (TaskState.QUEUED,)
+TaskState.QUEUED.followers = (TaskState.RUNNING, *FINAL_STATES)
+TaskState.RUNNING.followers = FINAL_STATES
+for _final in FINAL_STATES:
+    _final.followers = ()
 
 
 def advance(old: TaskState, new: TaskState) -> TaskState:
@@ -45,4 +49,4 @@ def advance(old: TaskState, new: TaskState) -> TaskState:
 
     That is `new` where the change is allowed, and `old` where it is not: a late or repeated report changes nothing.
     """
-    return new if new in _NEXT[old] else old
+    return new if new in old.followers else old

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
 import attrs
 
@@ -14,6 +15,7 @@ from .errors import InvalidTaskError, SessionError, describe
 from .states import FINAL_STATES, TaskState
 
 _numbers = itertools.count(1)
+_NEW: Final = TaskState.NEW
 
 
 @attrs.frozen(kw_only=True)
@@ -33,7 +35,7 @@ class Resources:
     memory: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
 
 
-@attrs.define(eq=False, kw_only=True, weakref_slot=True)
+@attrs.define(init=False, eq=False, weakref_slot=True)
 class ComputeTask:
     """One unit of work: a Python function, or an executable.
 
@@ -72,52 +74,99 @@ class ComputeTask:
         InvalidTaskError: neither or both of `function` and `executable`, or a field of the wrong type.
     """
 
-    function: Callable[..., Any] | None = None
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = attrs.field(factory=dict)
-    executable: str | Path | None = None
-    arguments: Sequence[Any] = ()
-    stdin: str | bytes | None = None
-    cwd: str | Path | None = None
-    environment: Mapping[str, str] | None = None
-    shell: bool = False
-    capture_stdio: bool = False
-    resources: Resources | None = None
-    backend: str | None = None
-    backend_options: Mapping[str, Any] | None = None
-    uid: str = attrs.field(default=None)  # counted in __attrs_post_init__
+    function: Callable[..., Any] | None
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    executable: str | Path | None
+    arguments: Sequence[Any]
+    stdin: str | bytes | None
+    cwd: str | Path | None
+    environment: Mapping[str, str] | None
+    shell: bool
+    capture_stdio: bool
+    resources: Resources | None
+    backend: str | None
+    backend_options: Mapping[str, Any] | None
+    uid: str
 
-    state: TaskState = attrs.field(default=TaskState.NEW, init=False)
-    return_value: Any = attrs.field(default=None, init=False, repr=False)
-    stdout: str | None = attrs.field(default=None, init=False, repr=False)
-    stderr: str | None = attrs.field(default=None, init=False, repr=False)
-    exit_code: int | None = attrs.field(default=None, init=False)
-    exception: BaseException | None = attrs.field(default=None, init=False)
-    stdout_path: str | None = attrs.field(default=None, init=False, repr=False)
-    stderr_path: str | None = attrs.field(default=None, init=False, repr=False)
-    submitted_at: float | None = attrs.field(default=None, init=False, repr=False)
-    started_at: float | None = attrs.field(default=None, init=False, repr=False)
-    ended_at: float | None = attrs.field(default=None, init=False, repr=False)
-    ran_on: str | None = attrs.field(default=None, init=False, repr=False)
-    attempt: int = attrs.field(default=0, init=False, repr=False)
-    _named: bool = attrs.field(default=True, init=False, repr=False)  # whether the user chose the uid
-    _future: asyncio.Future[ComputeTask] | None = attrs.field(default=None, init=False, repr=False)
-    _unit: Any = attrs.field(default=None, init=False, repr=False)  # the batch that holds it, while an engine does
+    state: TaskState
+    return_value: Any = attrs.field(repr=False)
+    stdout: str | None = attrs.field(repr=False)
+    stderr: str | None = attrs.field(repr=False)
+    exit_code: int | None
+    exception: BaseException | None
+    stdout_path: str | None = attrs.field(repr=False)
+    stderr_path: str | None = attrs.field(repr=False)
+    submitted_at: float | None = attrs.field(repr=False)
+    started_at: float | None = attrs.field(repr=False)
+    ended_at: float | None = attrs.field(repr=False)
+    ran_on: str | None = attrs.field(repr=False)
+    attempt: int = attrs.field(repr=False)
+    _named: bool = attrs.field(repr=False)  # whether the user chose the uid
+    _future: asyncio.Future[ComputeTask] | None = attrs.field(repr=False)
+    _unit: Any = attrs.field(repr=False)  # the batch that holds it, while an engine does
 
-    def __attrs_post_init__(self) -> None:
+    # By hand, since this is a third of what a task costs: the one that attrs writes looks every default up, and takes
+    # half as long again.
+    def __init__(
+        self,
+        *,
+        function: Callable[..., Any] | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        executable: str | Path | None = None,
+        arguments: Sequence[Any] = (),
+        stdin: str | bytes | None = None,
+        cwd: str | Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        shell: bool = False,
+        capture_stdio: bool = False,
+        resources: Resources | None = None,
+        backend: str | None = None,
+        backend_options: Mapping[str, Any] | None = None,
+        uid: str | None = None,
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = {} if kwargs is None else kwargs
+        self.executable = executable
+        self.arguments = arguments
+        self.stdin = stdin
+        self.cwd = cwd
+        self.environment = environment
+        self.shell = shell
+        self.capture_stdio = capture_stdio
+        self.resources = resources
+        self.backend = backend
+        self.backend_options = backend_options
+        self.uid = f"task.{next(_numbers):06d}" if uid is None else uid
+        self._named = uid is not None
+        self.state = _NEW
+        self.return_value = self.exception = self.exit_code = None
+        self.stdout = self.stderr = self.stdout_path = self.stderr_path = None
+        self.submitted_at = self.started_at = self.ended_at = self.ran_on = None
+        self.attempt = 0
+        self._future = self._unit = None
+        if (
+            function is None
+            or executable is not None
+            or not callable(function)
+            or arguments
+            or type(args) is not tuple
+            or type(self.kwargs) is not dict
+        ):  # beside the common case
+            self._check()
+        elif self._named:
+            self._check_types()
+
+    def _check(self) -> None:
         """Refuse a description that makes no sense, where it is written."""
-        if self.uid is None:
-            self.uid = f"task.{next(_numbers):06d}"
-            self._named = False
         if self.function is not None:
-            if self.executable is None and callable(self.function) and not self.arguments:
-                if type(self.args) is tuple and type(self.kwargs) is dict and type(self.uid) is str and self.uid:
-                    return  # the common case, at the price of a few comparisons
-            elif self.executable is not None:
+            if self.executable is not None:
                 self._refuse("has both a function and an executable; give one of them")
-            elif not callable(self.function):
+            if not callable(self.function):
                 self._refuse(f"function must be callable, not {describe(self.function)}")
-            else:
+            if self.arguments:
                 self._refuse("has a function and arguments; a function takes args and kwargs")
         elif self.executable is None:
             self._refuse("has neither a function nor an executable; give one of them")
@@ -144,7 +193,7 @@ class ComputeTask:
                 self._refuse(f"environment must map text to text, not {describe(key)} to {describe(value)}")
         self.args = tuple(self.args)
 
-    def _refuse(self, problem: str) -> None:
+    def _refuse(self, problem: str) -> NoReturn:
         raise InvalidTaskError(f"task {describe(self.uid)} {problem}")
 
     @classmethod
@@ -233,4 +282,4 @@ _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "backend": (str, type(None)),
     "backend_options": (Mapping, type(None)),
 }
-_DESCRIPTION: Final = tuple(field.name for field in attrs.fields(ComputeTask) if field.init)
+_DESCRIPTION: Final = tuple(inspect.signature(ComputeTask).parameters)
