@@ -32,6 +32,15 @@ from ._guard import Guard
 
 __all__ = ["Call", "Frame", "dumps", "frames", "guard", "run_batch", "run_function", "stop", "where"]
 
+#: A function task on the wire: the function's place among the batch's functions; the pickle of `(args, kwargs)`, or
+#: None for a call without any; and which of them to fill in from the batch's shared values, `(place, number)`, where
+#: the place is an index of args or a key of kwargs. Plain tuples, as frames are: a class would double the price.
+Call = tuple[int, bytes | None, tuple[tuple[int | str, int], ...]]
+#: How one task ended, on the wire: uid, kind, value, start and end in seconds since the epoch, host and process. The
+#: kind says what the value is: "value" itself, "pickle" of it, "raised" a `Raised`, "finished" a `Finished` and the
+#: paths of the files of its stdout and stderr, "skipped" nothing.
+Frame = tuple[str, str, Any, float, float, str]
+
 _LENGTH: Final = struct.Struct("<Q")
 _LAST_WORDS: Final = 1.0  # seconds that what functions left on a loop has to end
 _PLAIN: Final = frozenset({type(None), bool, int, float, str})  # travel as they are, inside the frame
@@ -42,21 +51,6 @@ _waiting: dict[tuple[str, str], None] = {}  # by session and uid: tasks of batch
 guard: Final = Guard()  # ends the executables of this process should it die
 
 
-class Call(NamedTuple):
-    """A function task on the wire.
-
-    Attributes:
-        function: its place among the batch's functions.
-        arguments: pickle of `(args, kwargs)`; None for a call without any.
-        shared: which of them to fill in from the batch's shared values: `(place, number)`, where the place is an
-            index of args or a key of kwargs.
-    """
-
-    function: int
-    arguments: bytes | None
-    shared: tuple[tuple[int | str, int], ...] = ()
-
-
 class Raised(NamedTuple):
     """An exception on the wire: itself, where it can be pickled, and what can be said of it where it cannot."""
 
@@ -65,26 +59,6 @@ class Raised(NamedTuple):
     message: str
     trace: str
     during: str  # what was being done: "run", "arguments", "result"
-
-
-class Frame(NamedTuple):
-    """How one task ended, on the wire.
-
-    Attributes:
-        uid: the task.
-        kind: what `value` is: "value" itself, "pickle" of it, "raised" a `Raised`, "finished" a `Finished` and the
-            paths of the files of its stdout and stderr, "skipped" nothing.
-        started_at: seconds since the epoch.
-        ended_at: likewise.
-        ran_on: host and process.
-    """
-
-    uid: str
-    kind: str
-    value: Any
-    started_at: float
-    ended_at: float
-    ran_on: str
 
 
 class AsyncFunctions:
@@ -164,20 +138,20 @@ def run_batch(
     """
     session, functions, shared, items = pickle.loads(payload)
     unreported: list[bytes] = []
-    waiting = dict.fromkeys((session, uid) for uid, _ in items)
+    waiting = dict.fromkeys((session, uid) for uid, _, _ in items)
     _waiting.update(waiting)
     try:
         with AsyncFunctions() as loops:
-            for uid, work in items:
+            for uid, call, command in items:
                 if claim is not None and not claim(uid):
                     continue
                 if _waiting.pop((session, uid), _NOT_THERE) is _NOT_THERE:
                     now = time.time()
-                    frame = Frame(uid, "skipped", None, now, now, where())
-                elif isinstance(work, Call):
-                    frame = _run_call(uid, work, functions, shared, loops)
+                    frame = (uid, "skipped", None, now, now, where())
+                elif call is not None:
+                    frame = _run_call(uid, call, functions, shared, loops)
                 else:
-                    frame = _run_command(session, uid, work)
+                    frame = _run_command(session, uid, command)
                 data = encode_frame(frame)
                 if report is not None:
                     try:
@@ -233,7 +207,7 @@ def dumps(value: Any) -> bytes:
 
 def encode_frame(frame: Frame) -> bytes:
     """Return a frame as bytes: its length, and its pickle."""
-    data = pickle.dumps(tuple(frame), pickle.HIGHEST_PROTOCOL)
+    data = pickle.dumps(frame, pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(data)) + data
 
 
@@ -246,46 +220,47 @@ def frames(data: bytes | bytearray | memoryview) -> Iterator[Frame]:
         end = start + _LENGTH.size + length
         if end > len(view):
             return
-        yield Frame(*pickle.loads(view[start + _LENGTH.size : end]))
+        yield pickle.loads(view[start + _LENGTH.size : end])
         start = end
 
 
 def _run_call(uid: str, call: Call, functions: list[bytes], shared: list[bytes], loops: AsyncFunctions) -> Frame:
     started = time.time()
     try:
-        function = _load_function(functions[call.function])
+        number, arguments, fill = call
+        function = _load_function(functions[number])
         args: Sequence[Any] = ()
         kwargs: dict[str, Any] = {}
-        if call.arguments is not None:
-            args, kwargs = pickle.loads(call.arguments)
-            if call.shared:
+        if arguments is not None:
+            args, kwargs = pickle.loads(arguments)
+            if fill:
                 args = list(args)
-                for place, number in call.shared:
+                for place, number in fill:
                     (args if isinstance(place, int) else kwargs)[place] = pickle.loads(shared[number])  # type: ignore[index]
     except BaseException as error:
-        return Frame(uid, "raised", describe_exception(error, "arguments"), started, time.time(), where())
+        return (uid, "raised", describe_exception(error, "arguments"), started, time.time(), where())
     try:
         value = run_function(function, args, kwargs, loops)
     except BaseException as error:
-        return Frame(uid, "raised", describe_exception(error, "run"), started, time.time(), where())
+        return (uid, "raised", describe_exception(error, "run"), started, time.time(), where())
     ended = time.time()
     if type(value) in _PLAIN:
-        return Frame(uid, "value", value, started, ended, where())
+        return (uid, "value", value, started, ended, where())
     try:
-        return Frame(uid, "pickle", dumps(value), started, ended, where())
+        return (uid, "pickle", dumps(value), started, ended, where())
     except BaseException as error:
-        return Frame(uid, "raised", describe_exception(error, "result"), started, ended, where())
+        return (uid, "raised", describe_exception(error, "result"), started, ended, where())
 
 
-def _run_command(session: str, uid: str, command: Command) -> Frame:
+def _run_command(session: str, uid: str, fields: tuple[Any, ...]) -> Frame:
     started = time.time()
-    command = Command(*command)
+    command = Command(*fields)
     try:
         finished = _executable.run((session, uid), command, guard)
     except Exception as error:  # nothing that the program or its description can bring about
-        return Frame(uid, "raised", describe_exception(error, "run"), started, time.time(), where())
+        return (uid, "raised", describe_exception(error, "run"), started, time.time(), where())
     value = (tuple(finished), (command.stdout_path, command.stderr_path))
-    return Frame(uid, "finished", value, started, time.time(), where())
+    return (uid, "finished", value, started, time.time(), where())
 
 
 @functools.lru_cache(maxsize=256)

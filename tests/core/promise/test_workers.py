@@ -349,3 +349,50 @@ async def test_a_word_to_a_dead_worker_does_not_drown_what_it_had_sent_and_nothi
     assert [i for i in range(100) if runs.count(i) != 1] == [tasks.index(last)]
     assert last.state is TaskState.CANCELED
     assert [task for task in tasks if isinstance(task.exception, WorkerLostError)] == [tasks[5]]
+
+
+async def submit_in_large_units(session: Session, calls: list[ComputeTask]) -> None:
+    warm = [ComputeTask(function=_value, args=(0, 0.0, 0)) for _ in range(400)]
+    await run(session, *warm)  # so that the function is known to be short
+    await session.submit_tasks(calls)
+    assert len(calls[0]._unit) > 40
+
+
+def _value(i: int, seconds: float, size: int) -> tuple[int, bytes]:
+    time.sleep(seconds)
+    if i < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return i, bytes(size)
+
+
+async def test_a_result_is_told_while_a_long_call_follows_it_in_the_unit() -> None:
+    async with processes(1, batching={"target": 100.0}) as session:
+        calls = [ComputeTask(function=_value, args=(i, 0.0, 0)) for i in range(100)]
+        calls.append(ComputeTask(function=_value, args=(100, 5.0, 0)))
+        await submit_in_large_units(session, calls)
+        await session.wait_tasks(calls[:100], timeout=60)
+        assert calls[0]._unit is None
+        assert not calls[100].is_final
+        await session.cancel_tasks([calls[100]])
+        assert [task.return_value[0] for task in calls[:100]] == list(range(100))
+
+
+async def test_a_unit_with_more_results_than_a_page_holds_keeps_each_and_their_order() -> None:
+    async with processes(1, batching={"target": 100.0}) as session:
+        sizes = [i * 613 % 70_000 if i % 3 else 17 for i in range(300)]
+        calls = [ComputeTask(function=_value, args=(i, 0.0, size)) for i, size in enumerate(sizes)]
+        await submit_in_large_units(session, calls)
+        await session.wait_tasks(calls, timeout=60)
+        assert [task.return_value for task in calls] == [(i, bytes(size)) for i, size in enumerate(sizes)]
+
+
+async def test_results_that_no_note_has_told_of_outlive_their_worker() -> None:
+    async with processes(1, batching={"target": 100.0}) as session:
+        calls = [ComputeTask(function=_value, args=(i, 0.0, 0)) for i in (*range(300), -1, *range(300, 310))]
+        await submit_in_large_units(session, calls)
+        await session.wait_tasks(calls, timeout=60)
+        lost = [task for task in calls if task.state is TaskState.FAILED]
+        assert [task.args[0] for task in lost] == [-1]
+        assert isinstance(lost[0].exception, WorkerLostError)
+        assert [task.return_value[0] for task in calls if task is not lost[0]] == list(range(310))
+        assert all(task.attempt == 1 for task in calls)

@@ -18,7 +18,8 @@ from ..errors import WorkerLostError
 from ..events import CancelResult, Event, Outcome, Returned, Started
 from ..states import TaskState
 from ..task import ComputeTask
-from ._pool_worker import BEGIN_MARK, LENGTH, READY_MARK, SKIP, UNIT
+from ._pool_page import Page
+from ._pool_worker import BEGIN_MARK, HOLD, LENGTH, NOTE, READY_MARK, SKIP, UNIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,21 +29,27 @@ if TYPE_CHECKING:
 _LAST_DATA: Final = 0.2  # seconds that the line of a dead worker has to be read to its end
 _SKIPS: Final = 0.02  # seconds that a worker has to say that it left a task out
 _FREEZE: Final = 1.0  # seconds
+_LOOK: Final = 2.5 * HOLD  # seconds from a note to a look at what the worker has left on the page without one
 
 
 class Member(asyncio.Protocol):
     """One worker process."""
 
-    def __init__(self, lane: ProcessLane, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, lane: ProcessLane, process: subprocess.Popen[bytes], page: Page) -> None:
         self.process = process
         self.ready = False  # it has come up
         self.batch: TaskBatch | None = None
         self.began = False  # it has the unit: the first task may have started
         self.ended = 0  # tasks of the unit that have ended; the next one is running
         self.unwanted: set[str] = set()  # uids of the unit that were canceled
+        self._latest: ComputeTask | None = None  # the last task that was seen to run
         self._told: ComputeTask | None = None  # the last task whose start was reported
         self._lane = lane
         self._received = bytearray()
+        self._page = page
+        self._seen = 0  # bytes on the page at the last look
+        self._noted = False  # whether a note has come since
+        self._look: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._death = -1  # a descriptor that can be read once the process has ended
         self._ran_on = f"{worker.where().rpartition(':')[0]}:{process.pid}"
@@ -57,6 +64,8 @@ class Member(asyncio.Protocol):
     def run(self, batch: TaskBatch, payload: bytes) -> None:
         """Run a unit."""
         self.batch, self.began, self.ended, self.unwanted = batch, False, 0, set()
+        self._page.clear()
+        self._seen = 0
         self._send(UNIT, payload)
 
     def skip(self, task: ComputeTask) -> None:
@@ -76,6 +85,7 @@ class Member(asyncio.Protocol):
         patience = time.monotonic() + _FREEZE
         while not self._is_still() and time.monotonic() < patience:  # noqa: ASYNC110  # no event tells
             await asyncio.sleep(0.0005)
+        self._take(self._page.count)
         if self.batch is batch and self.current is task:
             if self._told is not task:  # the word to leave it out came too late, and it is not "never started"
                 self._lane.context.events.put([self._started(task)])
@@ -92,6 +102,8 @@ class Member(asyncio.Protocol):
     def close(self) -> None:
         """Close the line; an idle process leaves by itself."""
         self._forget_death()
+        if self._look is not None:
+            self._look.cancel()
         if self._transport is not None:
             try:
                 self._transport.abort()
@@ -100,10 +112,12 @@ class Member(asyncio.Protocol):
 
     def events_of_loss(self) -> list[Event]:
         """Tell what becomes of the unit, once the process has ended and everything it sent has been read."""
+        if self._look is not None:
+            self._look.cancel()
         batch = self.batch
         if batch is None:
             return []
-        events: list[Event] = []
+        events: list[Event] = [*self._outcomes(self._page.take(self._page.count))]
         returned: list[str] = []
         for index, task in enumerate(batch.shipped[self.ended :]):
             if task.uid in self.unwanted:
@@ -113,6 +127,8 @@ class Member(asyncio.Protocol):
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 backend = self._lane.context.backend
                 text = f"task {task.uid}: its worker process {self.process.pid} of backend {backend!r} {how}"
+                if self._told is not task:
+                    events.append(self._started(task))
                 events.append(Outcome(task.uid, TaskState.FAILED, exception=WorkerLostError(text)))
             else:
                 returned.append(task.uid)
@@ -135,15 +151,16 @@ class Member(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         received = self._received
         received += data
-        before = self.current
-        start, end, finished = 0, 0, False
-        events: list[Event] = []
+        start, end, finished, noted = 0, 0, False, 0
         while end + LENGTH.size <= len(received):
             (length,) = LENGTH.unpack_from(received, end)
-            if length >= READY_MARK:  # these two come at the start, and between units
-                self.ready = True
-                self.began = length == BEGIN_MARK
+            if length >= NOTE:  # none of these comes after a frame
                 start = end = end + LENGTH.size
+                if length < READY_MARK:
+                    noted = length - NOTE
+                else:
+                    self.ready = True
+                    self.began = length == BEGIN_MARK
             elif length == 0:
                 finished = True
                 break
@@ -151,14 +168,32 @@ class Member(asyncio.Protocol):
                 break
             else:
                 end += LENGTH.size + length
-        if end > start:
-            assert self.batch is not None
-            outcomes: Sequence[Event] = self.batch.decode(bytes(received[start:end]))
-            self.ended += len(outcomes)
-            events += outcomes
+        frames = bytes(received[start:end])
         del received[: end + LENGTH.size if finished else end]
+        if noted:
+            self._noted = True
+            if self._look is None:
+                self._look = asyncio.get_running_loop().call_later(_LOOK, self._look_at_page)
+        # Frames come by line when the page is full, so all that is on it comes before them.
+        self._take(self._page.count if frames or finished else noted, frames, finished)
+
+    def _look_at_page(self) -> None:
+        """Read what was there at the last look, until there is no more of it and no note has come since."""
+        self._look = None
+        if self.batch is None:
+            return
+        seen, self._seen = self._seen, self._page.count
+        if self._noted or self._seen > seen:
+            self._noted = False
+            self._look = self._lane.context.loop.call_later(_LOOK, self._look_at_page)
+        self._take(seen)
+
+    def _take(self, count: int, frames: bytes = b"", finished: bool = False) -> None:
+        """Report what is among the first bytes of the page, and what has come by line; and what runs now."""
+        events: list[Event] = [*self._outcomes(self._page.take(count) + frames)]
         current = self.current
-        if current is not None and current is not before and not finished:  # a large result comes in many pieces
+        if current is not None and current is not self._latest and not finished:
+            self._latest = current
             if current.uid in self.unwanted:  # it is left out, unless the word came a moment too late
                 asyncio.get_running_loop().call_later(_SKIPS, self._make_sure, current)
             else:
@@ -168,6 +203,14 @@ class Member(asyncio.Protocol):
         if finished:
             self.batch = None
             self._lane.is_idle(self)
+
+    def _outcomes(self, frames: bytes) -> Sequence[Event]:
+        if not frames:
+            return ()
+        assert self.batch is not None
+        outcomes = self.batch.decode(frames)
+        self.ended += len(outcomes)
+        return outcomes
 
     def connection_lost(self, _: Exception | None) -> None:
         """Read what is left: where a write has failed, asyncio gives the line up with what was sent still on it."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -29,10 +30,11 @@ from ..events import BackendLost, CancelResult, Event, Outcome, Returned
 from ..states import TaskState
 from ..task import ComputeTask
 from ._pool_member import Member
+from ._pool_page import Page, new_page
 
 _BOOT: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from rhapsody.backends._pool_worker import main; main(int(sys.argv[1]))"
+    "from rhapsody.backends._pool_worker import main; main(int(sys.argv[1]), int(sys.argv[3]))"
 )
 _LEAVES: Final = 0.5  # seconds that an idle process has to leave by itself
 _PAUSES: Final = (0.0, 0.1, 1.0)  # seconds before each attempt to replace a process
@@ -146,19 +148,23 @@ class ProcessLane:
 
     async def _add_worker(self) -> None:
         ours, theirs = socket.socketpair()
+        memory = new_page()
+        page = Page(memory)
         try:
             with theirs:
                 process = subprocess.Popen(  # noqa: ASYNC220  # two milliseconds, and it needs no child watcher
-                    [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path)],
+                    [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path), str(memory)],
                     stdin=subprocess.DEVNULL,
                     env=self._guard.environment(),
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[theirs.fileno(), memory],
                     start_new_session=True,
                 )
         except BaseException:
             ours.close()
             raise
-        member = Member(self, process)
+        finally:
+            os.close(memory)
+        member = Member(self, process, page)
         try:
             self._guard.watch(process.pid)
             ours.setblocking(False)

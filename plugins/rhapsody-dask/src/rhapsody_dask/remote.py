@@ -271,10 +271,11 @@ def _run_again_and_again(payload: bytes, unit: Unit, retries: int) -> int:
 
 
 def _has_failed(frame: rhapsody.worker.Frame) -> bool:
-    if frame.kind == "finished":
-        exit_code, _, _, stopped, *_ = frame.value[0]
-        return exit_code != 0 and not stopped
-    return frame.kind == "raised"
+    _, kind, value, *_ = frame
+    if kind == "finished":
+        exit_code, _, _, stopped, *_ = value[0]
+        return bool(exit_code != 0 and not stopped)
+    return kind == "raised"
 
 
 async def withdraw_on_worker(
