@@ -30,6 +30,8 @@ Change = tuple[ComputeTask, Started | Outcome]
 Sink = Callable[[Sequence[Change]], None]
 
 _STOPPING: Final = (CancelResult.NEVER_STARTED, CancelResult.STOPPED)
+_TOO_LATE: Final = CancelResult.TOO_LATE
+_LAST_REPORTS: Final = 1.0  # seconds that the report of an end of which a backend has spoken may take
 _DEAF: Final = 10.0  # seconds that a hook has to end once it was canceled; one that does not listen is left behind
 
 
@@ -247,6 +249,9 @@ class TaskFlow:
                 ending = [task._ended() for task in tasks if told.get(task.uid) in _STOPPING and not task.is_final]
                 if ending:
                     await asyncio.wait(ending)
+                ended = [task._ended() for task in tasks if told.get(task.uid) is _TOO_LATE and not task.is_final]
+                if ended:  # by what the backend says; the report is on its way
+                    await asyncio.wait(ended, timeout=_LAST_REPORTS)
         except Exception as error:  # its tasks keep their real end; the caller is told that they could not be stopped
             log.warning("cancel_failed", backend=self.name, error=repr(error))
         return {task.uid: _fate(task, told.get(task.uid)) for task in tasks}

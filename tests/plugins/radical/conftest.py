@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -37,6 +38,16 @@ def processes_of(folder: Path) -> list[psutil.Process]:
                 found.append(process)
         except psutil.Error:  # it ended, or is not ours to look at
             continue
+    return found
+
+
+def agents_of(folder: Path) -> list[psutil.Process]:
+    """Return the agents among them."""
+    found = []
+    for process in processes_of(folder):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if process.name() == "rp.agent.0":
+                found.append(process)
     return found
 
 

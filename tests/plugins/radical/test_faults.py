@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .conftest import HANG, Script, processes_of, wait_until
+from .conftest import HANG, Script, agents_of, processes_of, wait_until
 
 pytestmark = [pytest.mark.engine("radical"), pytest.mark.slow, pytest.mark.timeout(2 * HANG)]
 
@@ -114,7 +114,7 @@ def test_two_sessions_at_once_do_not_disturb_each_other_and_a_dead_agent_takes_o
 """
     )
     both.expect("running")
-    agents = [process for process in processes_of(both.folder) if process.name() == "rp.agent.0"]
+    agents = agents_of(both.folder)
     assert len(agents) == 2
     sandboxes = sorted(both.folder.glob("rhapsody.*"))
     first = next(agent for agent in agents if str(sandboxes[0]) in agent.cwd())

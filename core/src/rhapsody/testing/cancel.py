@@ -122,8 +122,8 @@ class CancelTests(SuitePart):
                 check(
                     told[task.uid] is CancelResult.STOPPED and task.state is TaskState.CANCELED,
                     f"the backend declares cancel_executables; cancel said {told[task.uid]} of a running executable, "
-                    f"which is {task.state}. Stop it in rhapsody_cancel (rhapsody.worker.stop does in the worker's "
-                    f"process), report Outcome(CANCELED) and return STOPPED",
+                    f"which is {task.state} ({task.exception!r}). Stop it in rhapsody_cancel (rhapsody.worker.stop "
+                    f"does in the worker's process), report Outcome(CANCELED) and return STOPPED",
                 )
             await rig.until(
                 lambda: not any(_lives(pid) for pid in pids),

@@ -27,8 +27,10 @@ def wait_for_end(pid: int, seconds: float | None) -> bool:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
+    poll = select.poll()  # not `select`, which cannot be asked about a descriptor above 1023
+    poll.register(fd, select.POLLIN)
     try:
-        return bool(select.select([fd], [], [], seconds)[0])
+        return bool(poll.poll(None if seconds is None else seconds * 1000))
     finally:
         os.close(fd)
 
