@@ -26,11 +26,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Final
 
 GRACE: Final = 1.0  # seconds from SIGTERM to SIGKILL
 _MARK: Final = b"RHAPSODY_GUARD"  # the variable
 _LOOK: Final = 0.2  # seconds between two looks for the parent, where no descriptor tells of its death
+_PAUSE: Final = 0.02  # seconds from a look into the pipe to the next: each wakes this process, beside short programs
 
 
 class Guard:
@@ -53,7 +55,7 @@ class Guard:
             self._own()
             if self._process is None:
                 self._process = self._start()
-            return {**os.environb, _MARK: self._mark}
+            return {**_environ(), _MARK: self._mark}
 
     def watch(self, group: int) -> None:
         """Have the process group ended if this process dies.
@@ -125,6 +127,13 @@ class Guard:
         )
 
 
+def _environ() -> Mapping[bytes, bytes]:
+    """Return the environment of this process, to be copied."""
+    # What os.environb wraps, where it is as expected: copying the wrapper calls three functions for each variable.
+    wrapped = getattr(os.environb, "_data", None)
+    return wrapped if type(wrapped) is dict else os.environb
+
+
 def kill_group(group: int, signum: int) -> bool:
     """Send a signal to a process group. Returns whether there was one to send it to."""
     try:
@@ -139,12 +148,14 @@ def kill_group(group: int, signum: int) -> bool:
 def _listen(parent: int) -> tuple[set[int], bool]:
     """Follow what the parent names, until it ends. Returns the groups that are left, and whether it ended in order."""
     groups: set[int] = set()
-    poll = select.poll()
+    poll, death = select.poll(), select.poll()
     poll.register(0, select.POLLIN)
     wait_ms: float | None = _LOOK * 1000
     if hasattr(os, "pidfd_open"):
         try:
-            poll.register(os.pidfd_open(parent), select.POLLIN)
+            fd = os.pidfd_open(parent)
+            poll.register(fd, select.POLLIN)
+            death.register(fd, select.POLLIN)
             wait_ms = None
         except OSError:  # it is dead already, or the kernel is too old for this: looking will tell
             pass
@@ -160,6 +171,8 @@ def _listen(parent: int) -> tuple[set[int], bool]:
                 if line == b".":
                     return groups, True
                 (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
+            if not over:
+                death.poll(_PAUSE * 1000)
     return groups, False
 
 

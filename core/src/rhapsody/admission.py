@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import attrs
+
 from . import settings
 from .backends.base import ExecutionBackend
 from .discovery import get_backend
@@ -22,7 +24,19 @@ from .states import TaskState
 from .task import ComputeTask
 
 Backends = Iterable[ExecutionBackend | str] | Mapping[str, ExecutionBackend | str] | ExecutionBackend | str
-Route = tuple[ComputeTask, BackendRunner]
+
+
+@attrs.frozen
+class Routes:
+    """Tasks that are let in.
+
+    Attributes:
+        tasks: in the order in which they were submitted.
+        groups: the same, by backend.
+    """
+
+    tasks: list[ComputeTask]
+    groups: dict[BackendRunner, list[ComputeTask]]
 
 
 def route(
@@ -32,7 +46,7 @@ def route(
     session: str,
     live: Collection[str],
     names: Collection[str],
-) -> list[Route]:
+) -> Routes:
     """Check every task, and find the backend of each. Changes nothing.
 
     Args:
@@ -50,7 +64,8 @@ def route(
         raise InvalidTaskError(f"submit_tasks takes a list of tasks, not {describe(tasks)}")
     default = next(iter(runners.values()))
     seen: set[str] = set()
-    routes: list[tuple[ComputeTask, BackendRunner]] = []
+    routes = Routes([], {})
+    accepted, groups = routes.tasks, routes.groups
     special: dict[BackendRunner, list[ComputeTask]] = {}
     for item in tasks:
         if type(item) is ComputeTask or isinstance(item, ComputeTask):
@@ -79,9 +94,13 @@ def route(
                 special.setdefault(runner, []).append(task)
         elif not runner.backend.capabilities.functions:
             check_capabilities(task, runner)
-        routes.append((task, runner))
-    for runner, group in special.items():
-        runner.validate(group)
+        accepted.append(task)
+        group = groups.get(runner)
+        if group is None:
+            group = groups[runner] = []
+        group.append(task)
+    for runner, asking in special.items():
+        runner.validate(asking)
     return routes
 
 

@@ -15,6 +15,7 @@ from .states import TaskState
 # One turn of the loop applies at most this many events, so that timers and other tasks are served in between:
 # about 10 ms at 3 µs an event.
 EVENTS_PER_TURN: Final = 4096
+_LOOK: Final = 0.005  # seconds from taking events to a look for those of which nobody has told
 
 
 @attrs.define(eq=False)
@@ -137,18 +138,30 @@ class EventChannel:
         self._loop = loop
         self._events: deque[Event] = deque()
         self._wake_pending = False
+        self._has_pace = False  # whether somebody puts events at a pace for which the loop need not be woken each time
+        self._look_pending = False
         self._closed = False
         self._arrived = asyncio.Event()
 
-    def put(self, events: Sequence[Event]) -> None:
+    def put(self, events: Sequence[Event], soon: bool = True) -> None:
         """Add events, in order. Never blocks and never raises; after the end they are dropped.
 
-        Without a lock: each step on the deque is one step for every thread. Events are added before the look at
-        `_wake_pending`, and `take` clears that before it reads them, so no event stays behind unnoticed.
+        Without a lock: each step on the deque is one step for every thread. Events are added before the look at the
+        marks, and whoever clears a mark does so before it reads the events, so none stays behind unnoticed.
+
+        Args:
+            events: what happened.
+            soon: wake the loop. Otherwise, if the loop was woken within the last milliseconds, it finds the events a
+                few milliseconds later: for an engine that has gone on to other work, because a loop that is woken for
+                every short task keeps the engine's threads from running.
         """
         if self._closed:
             return
         self._events.extend(events)
+        if not soon:
+            if self._look_pending:
+                return
+            self._has_pace = True
         if self._wake_pending:
             return
         self._wake_pending = True
@@ -172,7 +185,7 @@ class EventChannel:
             self._events.clear()
 
     def take(self) -> list[Event]:
-        """Take what has arrived, at most `EVENTS_PER_TURN` events."""
+        """Take what has arrived, at most `EVENTS_PER_TURN` events. On the loop's thread, as is `stream`."""
         events = self._events
         self._wake_pending = False
         if not self._closed:  # once closed, there is nothing to wait for
@@ -180,7 +193,16 @@ class EventChannel:
         taken = [events.popleft() for _ in range(min(len(events), EVENTS_PER_TURN))]
         if events:
             self._arrived.set()
+        if taken and self._has_pace and not self._look_pending:
+            self._look_pending, self._has_pace = True, False
+            self._loop.call_later(_LOOK, self._look)
         return taken
+
+    def _look(self) -> None:
+        self._look_pending = False
+        if self._events:
+            self._has_pace = True
+            self._arrived.set()
 
     async def stream(self) -> AsyncIterator[list[Event]]:
         """Yield what arrives, a list at a time, until the channel is closed and empty."""
@@ -189,6 +211,7 @@ class EventChannel:
             taken = self.take()
             if taken:
                 yield taken
-                await asyncio.sleep(0)  # between two lists, whoever else waits for the loop has a turn
+                if self._arrived.is_set():  # between two lists, whoever else waits for the loop has a turn
+                    await asyncio.sleep(0)
             elif self._closed:
                 return

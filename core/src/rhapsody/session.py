@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from . import settings
-from .admission import Backends, Route, instances, route
+from .admission import Backends, Routes, instances, route
 from .backends.base import ExecutionBackend
 from .discovery import load_observers
 from .errors import (
@@ -315,35 +315,29 @@ class Session:
             self._bind()
         return self._accept(routes)
 
-    def _refuse_duplicates(self, routes: list[Route]) -> None:
+    def _refuse_duplicates(self, routes: Routes) -> None:
         """Check again what may have changed while the session started."""
-        for task, _ in routes:
+        for task in routes.tasks:
             if task.state is not TaskState.NEW or task.uid in self._tasks or task.uid in self._names:
                 raise DuplicateTaskError(f"session {self.uid} already has a task {task.uid!r}")
 
-    def _accept(self, routes: list[Route]) -> list[asyncio.Future[ComputeTask]]:
+    def _accept(self, routes: Routes) -> list[asyncio.Future[ComputeTask]]:
         assert self._loop is not None
         new_future = self._loop.create_future
         now = time.time()
         futures: list[asyncio.Future[ComputeTask]] = []
-        groups: dict[BackendRunner, list[ComputeTask]] = {}
         accepted, queued = self._tasks, TaskState.QUEUED
-        for task, runner in routes:
-            future: asyncio.Future[ComputeTask] = new_future()
-            task.state = queued  # from NEW, as _route has checked
+        for task in routes.tasks:
+            task._future = future = new_future()
+            task.state = queued  # from NEW, as `route` has checked
             task.submitted_at = now
-            task._future = future
             accepted[task.uid] = task
             if task._named:
                 self._names.add(task.uid)
             futures.append(future)
-            try:
-                groups[runner].append(task)
-            except KeyError:
-                groups[runner] = [task]
-        if self._observer_hooks.wants_transitions and routes:
-            self._observer_hooks.tasks_changed(self, [(task, TaskState.NEW, queued) for task, _ in routes])
-        for runner, group in groups.items():
+        if self._observer_hooks.wants_transitions and routes.tasks:
+            self._observer_hooks.tasks_changed(self, [(task, TaskState.NEW, queued) for task in routes.tasks])
+        for runner, group in routes.groups.items():
             runner.enqueue(group)
         return futures
 

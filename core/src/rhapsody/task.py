@@ -15,6 +15,18 @@ from .errors import InvalidTaskError, SessionError, describe
 from .states import FINAL_STATES, TaskState
 
 _numbers = itertools.count(1)
+
+
+class _NoKeywords(dict[str, Any]):
+    """The kwargs of every task that has none: one object, since the garbage collector's work grows with each."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("this task was made without kwargs; give them to ComputeTask(kwargs=...)")
+
+    __setitem__ = __ior__ = setdefault = update = _refuse
+
+
+_NO_KEYWORDS: Final = _NoKeywords()
 _NEW: Final = TaskState.NEW
 
 
@@ -128,7 +140,7 @@ class ComputeTask:
     ) -> None:
         self.function = function
         self.args = args
-        self.kwargs = {} if kwargs is None else kwargs
+        self.kwargs = _NO_KEYWORDS if kwargs is None else kwargs
         self.executable = executable
         self.arguments = arguments
         self.stdin = stdin
@@ -153,7 +165,7 @@ class ComputeTask:
             or not callable(function)
             or arguments
             or type(args) is not tuple
-            or type(self.kwargs) is not dict
+            or not (kwargs is None or type(kwargs) is dict)
         ):  # beside the common case
             self._check()
         elif self._named:

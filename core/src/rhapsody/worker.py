@@ -113,7 +113,7 @@ def run_function(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], loops: AsyncFunctions
 ) -> Any:
     """Call a function, and await what it returns where that is a coroutine."""
-    value = function(*args, **kwargs)
+    value = function(*args, **kwargs) if kwargs else function(*args)
     if type(value) is CoroutineType:
         return loops.run(value)
     return value

@@ -36,7 +36,13 @@ class _Line:
         self._poll.register(fd, select.POLLIN)
         self._looked = 0.0
         os.register_at_fork(after_in_child=self._close)  # a process that a task forks has no word in this
-        self.send = self._socket.sendall
+
+    def send(self, data: bytes) -> None:
+        """Send bytes. Ends the process when the other side is gone."""
+        try:
+            self._socket.sendall(data)
+        except OSError:
+            leave()
 
     def receive(self) -> tuple[bytes, bytes]:
         """Return the next message: its kind and its body. Ends the process when the other side is gone."""
@@ -74,7 +80,10 @@ class _Line:
         data = bytearray(size)
         view, got = memoryview(data), 0
         while got < size:
-            count = self._socket.recv_into(view[got:], size - got)
+            try:
+                count = self._socket.recv_into(view[got:], size - got)
+            except ConnectionResetError:  # the program died with something of ours unread
+                count = 0
             if not count:
                 leave()
             got += count

@@ -19,8 +19,8 @@ from ..events import CancelResult, Event, Outcome, Started
 from ..states import TaskState
 from ..task import ComputeTask
 
-_SOON: Final = 0.005  # seconds: functions that end within these are not reported to have started
-_LATE: Final = 0.05  # seconds between two looks for started functions, where nothing changes
+_SOON: Final = 0.005  # seconds: tasks that end within these are not reported to have started
+_LATE: Final = 0.05  # seconds between two looks for started tasks, where nothing changes
 _DONE: Final = TaskState.DONE
 
 
@@ -29,7 +29,7 @@ class _Place:
 
     def __init__(self, ran_on: str) -> None:
         self.ran_on = ran_on
-        self.running: tuple[str, float] | None = None  # uid and start of a function
+        self.running: tuple[str, float] | None = None  # uid and start of a task
         self.told: tuple[str, float] | None = None  # whose start was reported
 
 
@@ -169,7 +169,7 @@ class ThreadLane:
                 self._context.events.put([Outcome(uid, TaskState.FAILED, exception=SubmitError(text))])
 
     def _report_starts(self, waited: float) -> None:
-        """Tell, on the loop, of functions that have been running for a while: the end of a short one says it all.
+        """Tell, on the loop, of tasks that have been running for a while: the end of a short one says it all.
 
         A place is empty before the end of its task is put, so what is found here has not been reported as ended:
         put in front, the start comes before the end.
@@ -205,29 +205,26 @@ class ThreadLane:
                         if not events:
                             return
                         put(events)
-                        events = []
+                        events.clear()
                         continue
                     if task is None:
                         put(events)
                         return
-                    if task.function is not None:
-                        if claim(task.uid, None) is None:  # it was canceled
-                            continue
-                        if events:
-                            put(events)
-                        started = time.time()
-                        place.running = (task.uid, started)
-                        events = [self._call(task, started, loops, place.ran_on)]
-                        place.running = None
-                    else:
+                    is_function = task.function is not None
+                    if not is_function:
                         _executable.announce((self._context.session, task.uid))
-                        if claim(task.uid, None) is None:
+                    if claim(task.uid, None) is None:  # it was canceled
+                        if not is_function:
                             _executable.retract((self._context.session, task.uid))
-                            continue
-                        started = time.time()
-                        events.append(Started(task.uid, started, place.ran_on))
-                        put(events)
-                        events = [self._run(task, started)]
+                        continue
+                    if events:
+                        put(events, False)
+                        events.clear()
+                    started = time.time()
+                    place.running = (task.uid, started)
+                    run = self._call if is_function else self._run
+                    events.append(run(task, started, loops, place.ran_on))
+                    place.running = None
                     del task  # a waiting thread must not keep it alive
         finally:
             self._places.remove(place)
@@ -249,7 +246,7 @@ class ThreadLane:
         # By position, which takes half as long: started_at, ended_at, ran_on.
         return Outcome(task.uid, _DONE, value, None, None, None, None, None, None, started, time.time(), ran_on)
 
-    def _run(self, task: ComputeTask, started: float) -> Outcome:
+    def _run(self, task: ComputeTask, started: float, _: worker.AsyncFunctions, ran_on: str) -> Outcome:
         try:
             command = command_of(task, self._context.sandbox_path)
             finished = _executable.run((self._context.session, task.uid), command, self._guard)
@@ -257,4 +254,4 @@ class ThreadLane:
             failure = failure_of(task.uid, error)
             return Outcome(task.uid, TaskState.FAILED, exception=failure, started_at=started, ended_at=time.time())
         paths = (command.stdout_path, command.stderr_path)
-        return outcome_of_command(task.uid, finished, paths, started, time.time(), worker.where())
+        return outcome_of_command(task.uid, finished, paths, started, time.time(), ran_on)
