@@ -88,7 +88,8 @@ def test_ctrl_c_ends_all_that_runs_and_gives_the_prompt_back(start_script: Any) 
     script.leaves_nothing()
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.3, 1.0])
+# Two within the same instant are not among them: asyncio itself may lose its way then (docs/explanation/promise.md).
+@pytest.mark.parametrize("pause", [0.05, 0.3, 1.0])
 def test_ctrl_c_twice_leaves_nothing_either(start_script: Any, pause: float) -> None:
     script = start_script(BUSY)
     assert script.line() == "busy"
