@@ -36,7 +36,7 @@ demo: install  ## run the main job on the local backend
 	$(BIN)/rhapsody demo
 
 test: install lint types  ## everything, on the real engines
-	RHAPSODY_REQUIRE_BACKENDS=$(ENGINES) $(BIN)/python -m pytest
+	RHAPSODY_REQUIRE_BACKENDS=$(ENGINES) $(BIN)/python -m pytest --durations=25
 
 test-core: install  ## the core alone, the quick round while you work
 	$(BIN)/python -m pytest tests/core tests/contracts tests/conformance
