@@ -102,6 +102,25 @@ async def single_tasks(executor: str, pool: Executor, count: int) -> tuple[list[
     return sorted(ours), sorted(raw)
 
 
+async def alone(scale: float) -> list[Row]:
+    """Compare a task on an idle backend with and without batching, in turn."""
+    took: dict[str, list[float]] = {"on": [], "off": []}
+    backends = {
+        "on": ConcurrentExecutionBackend("on", executor="processes", max_workers=2),
+        "off": ConcurrentExecutionBackend("off", executor="processes", max_workers=2, batching=False),
+    }
+    async with Session(list(backends.values())) as session:
+        for number in range(max(50, int(1000 * scale)) + 20):
+            for name, times in took.items():
+                start = time.perf_counter()
+                await (await session.submit_tasks([ComputeTask(function=noop, backend=name)]))[0]
+                if number >= 20:
+                    times.append(time.perf_counter() - start)
+    on, off = (sorted(times)[len(times) // 2] for times in took.values())
+    text = f"p50 {on * 1e6:.0f} against {off * 1e6:.0f} us"
+    return [("one task on idle processes, with batching against without", text, on / off)]
+
+
 async def linear(scale: float) -> list[Row]:
     """Compare the time of a task in one large submission and in small ones, in turn; and its processor time."""
     rows: list[Row] = []
@@ -203,6 +222,7 @@ MEASUREMENTS: dict[str, Callable[[float], Awaitable[list[Row]]]] = {
     "threads": noops_on_threads,
     "processes": noops_on_processes,
     "latency": latency,
+    "alone": alone,
     "programs": programs,
     "makespan": makespan,
     "linear": linear,
