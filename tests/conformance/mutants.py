@@ -47,8 +47,8 @@ class Tampered:
         self._channel = channel
         self._tamper = tamper
 
-    def put(self, events: Sequence[Event]) -> None:
-        self._channel.put([changed for event in events for changed in self._tamper(event)])
+    def put(self, events: Sequence[Event], soon: bool = True) -> None:
+        self._channel.put([changed for event in events for changed in self._tamper(event)], soon)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._channel, name)
