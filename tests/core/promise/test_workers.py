@@ -327,10 +327,12 @@ async def test_a_close_does_not_wait_for_a_pool_that_pauses_before_its_next_atte
 
 
 async def test_a_word_to_a_dead_worker_does_not_drown_what_it_had_sent_and_nothing_runs_twice(tmp_path: Path) -> None:
-    def mark(i: int) -> int:
+    sizes = {0: 340_000, 1: 340_000, 2: 340_000, 3: 40_000}  # the page is full, and the results of 3 and 4 go by line
+
+    def mark(i: int) -> bytes:
         (tmp_path / f"{i}.{time.monotonic_ns()}").touch()
         time.sleep(0.001 if i != 5 else 600)
-        return i
+        return bytes(sizes.get(i, 0))
 
     async with processes(1, batching={"target": 60}) as session:
         known = await run(session, *(ComputeTask(function=mark, args=(-1,)) for _ in range(130)))  # to be short
@@ -338,6 +340,8 @@ async def test_a_word_to_a_dead_worker_does_not_drown_what_it_had_sent_and_nothi
         await session.submit_tasks(tasks)
         last = tasks[0]._unit.tasks[-1]
         assert last not in tasks[:6]
+        while not list(tmp_path.glob("0.*")):  # the worker has the unit
+            await asyncio.sleep(0)
         while not list(tmp_path.glob("5.*")):  # from here on nobody reads what it sends
             time.sleep(0.005)
         os.kill(pid_of(known[0]), signal.SIGKILL)
