@@ -167,6 +167,57 @@ def test_ctrl_c_while_the_pilot_starts_ends_it_in_good_order(script: Start) -> N
     user.leaves_nothing()
 
 
+DEAF = """
+import pathlib, sys
+
+if "radical-pilot-agent_0" in " ".join(sys.orig_argv):
+    from radical.pilot.utils.component import BaseComponent
+
+    publish, lost = BaseComponent.publish, pathlib.Path(__file__).with_name("lost")
+
+    def lose_one(self, pubsub, msg, topic=None):
+        if getattr(msg, "cmd", "") == "prepare_env" and not lost.exists():
+            lost.touch()
+        else:
+            publish(self, pubsub, msg, topic)
+
+    BaseComponent.publish = lose_one
+"""
+
+
+def test_an_agent_that_has_lost_its_word_to_itself_comes_up(script: Start) -> None:
+    user = script(
+        BEGINNING
+        + f"""
+    import json
+    from pathlib import Path
+
+    folder = Path.home() / ".radical" / "pilot" / "configs"
+    folder.mkdir(parents=True)
+    deaf = Path("deaf").absolute()
+    deaf.mkdir()
+    (deaf / "sitecustomize.py").write_text({DEAF!r})
+    machine = {{"pre_bootstrap_0": [f"export PYTHONPATH={{deaf}}"]}}
+    (folder / "resource_local.json").write_text(json.dumps({{"localhost": machine}}))
+
+    async def main():
+        async with Session(backends=[RadicalExecutionBackend(resources={{"cores": 2}})]) as session:
+            task = ComputeTask(executable="echo", arguments=["up"])
+            await session.submit_tasks([task])
+            print((await task).stdout.strip())
+
+    asyncio.run(main())
+    (folder / "resource_local.json").unlink()
+    for path in (folder, *list(folder.parents)[:2]):
+        path.rmdir()
+    print("ended well")
+"""
+    )
+    assert user.finish().splitlines() == ["up", "ended well"]
+    assert (user.folder / "deaf" / "lost").exists()
+    user.leaves_nothing()
+
+
 def test_a_pilot_that_fails_says_why_and_the_program_goes_on(script: Start) -> None:
     user = script(
         BEGINNING

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 EXECUTING: Final = "AGENT_EXECUTING"
 FINAL: Final = frozenset({"DONE", "FAILED", "CANCELED"})
 CANCEL_WITHIN: Final = 5.0  # seconds for the pilot to end when it is asked to
+ROUSE_EVERY: Final = 10.0  # seconds between two answers to an agent that may wait for one
 _PR_SET_PDEATHSIG: Final = 1
 _TAIL: Final = 4096  # bytes of each of the pilot's error files that travel with its failure
 _LINES: Final = 12  # of each of them, at most
@@ -68,7 +69,8 @@ class Bridge:
             session = rp.Session(uid=self._config["sid"], cfg=self._config["session"])
             self._check()
             self._start(rp, session)
-            self._closing.wait()
+            while not self._closing.wait(ROUSE_EVERY):
+                self._rouse()
         except Closed:
             pass
         except Exception:
@@ -104,6 +106,18 @@ class Bridge:
         self._send({"event": "submitted", "sandbox": str(self._pilot_files or "")})
         pilot.register_callback(self._on_pilot)
         self._on_pilot(pilot)  # what it became before the callback was in place
+
+    def _rouse(self) -> None:
+        """Answer, in its own place, what the pilot's agent asks itself while it comes up.
+
+        The agent has one of its threads prepare an environment and waits for the word that it is done, for good. It
+        asks on a channel to which it has subscribed a moment ago; on a busy machine the subscription comes later than
+        the question, which then nobody hears (radical.pilot 1.103, `Agent_0.initialize`, `Component.rpc`). An agent
+        that does not wait passes over the answer; one that still prepares the environment starts before it is done.
+        """
+        if self._pilot.state not in FINAL | {"PMGR_ACTIVE"}:
+            answer = self._rp.messages.RPCResultMessage(uid="agent_0.rpc.0000")
+            self._pilots.publish(self._rp.constants.CONTROL_PUBSUB, answer)
 
     def _end_pilot(self) -> None:
         """Have the pilot end before its session does, which otherwise races with its own message to the launcher."""
