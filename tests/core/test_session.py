@@ -125,7 +125,7 @@ async def test_a_mapping_of_fields_is_a_task() -> None:
 
 async def test_an_empty_list_is_accepted() -> None:
     async with Session() as session:
-        assert await session.submit_tasks([]) == []
+        assert list(await session.submit_tasks([])) == []
         assert await session.wait_tasks([]) == []
 
 

@@ -7,13 +7,13 @@ from typing import Final
 
 from .errors import SessionClosedError
 from .events import Outcome, Started
+from .futures import settle
 from .log import get_logger
 from .states import TaskState, advance
 from .task import ComputeTask
 
 log = get_logger(__name__)
 _RUNNING: Final = TaskState.RUNNING
-_DONE: Final = TaskState.DONE
 
 
 def apply(task: ComputeTask, event: Started | Outcome) -> bool:
@@ -64,14 +64,8 @@ def _record(task: ComputeTask, outcome: Outcome) -> None:
 
 
 def _resolve(task: ComputeTask) -> None:
-    """Settle the task's future; the task lets go of it, so that neither keeps the other alive."""
+    """Settle the task's future, if somebody asked for it; the task lets go of it, so that neither keeps the other."""
     future = task._future
-    task._future = None
-    if future is None or future.done():  # done: whoever waited on it gave up
-        return
-    if task.state is _DONE:
-        future.set_result(task)
-    else:
-        assert task.exception is not None
-        future.set_exception(task.exception)
-        future.exception()  # seen: the task holds it, nobody has to ask the future
+    task._future = task._loop = None
+    if future is not None and not future.done():  # done: whoever waited on it gave up
+        settle(future, task)

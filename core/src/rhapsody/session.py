@@ -27,6 +27,7 @@ from .errors import (
 )
 from .events import CancelResult, Outcome
 from .flow import Change
+from .futures import TaskFutures
 from .hooks import ObserverCaller
 from .log import configure, get_logger
 from .records import apply, unended
@@ -288,16 +289,16 @@ class Session:
 
     # -- tasks -------------------------------------------------------------------------------------------------------
 
-    async def submit_tasks(self, tasks: Iterable[ComputeTask | Mapping[str, Any]]) -> list[asyncio.Future[ComputeTask]]:
+    async def submit_tasks(self, tasks: Iterable[ComputeTask | Mapping[str, Any]]) -> TaskFutures:
         """Accept tasks: all of them, or none.
 
         Args:
             tasks: tasks, or mappings of a task's fields. Each object can be submitted once.
 
         Returns:
-            A future for each task, in the same order. It resolves to the task; or raises the function's own
-            exception, TaskExecutionError for an executable, TaskCanceledError. Canceling a future gives up the wait
-            and leaves the task alone.
+            A sequence with a future for each task, in the same order; each is made when it is asked for. It resolves
+            to the task; or raises the function's own exception, TaskExecutionError for an executable,
+            TaskCanceledError. Canceling a future gives up the wait and leaves the task alone.
 
         Raises:
             InvalidTaskError, DuplicateTaskError, UnsupportedError, BackendNotFoundError: of the first bad task.
@@ -321,25 +322,22 @@ class Session:
             if task.state is not TaskState.NEW or task.uid in self._tasks or task.uid in self._names:
                 raise DuplicateTaskError(f"session {self.uid} already has a task {task.uid!r}")
 
-    def _accept(self, routes: Routes) -> list[asyncio.Future[ComputeTask]]:
-        assert self._loop is not None
-        new_future = self._loop.create_future
-        now = time.time()
-        futures: list[asyncio.Future[ComputeTask]] = []
+    def _accept(self, routes: Routes) -> TaskFutures:
+        loop, now = self._loop, time.time()
+        assert loop is not None
         accepted, queued = self._tasks, TaskState.QUEUED
         for task in routes.tasks:
-            task._future = future = new_future()
+            task._loop = loop
             task.state = queued  # from NEW, as `route` has checked
             task.submitted_at = now
             accepted[task.uid] = task
             if task._named:
                 self._names.add(task.uid)
-            futures.append(future)
         if self._observer_hooks.wants_transitions and routes.tasks:
             self._observer_hooks.tasks_changed(self, [(task, TaskState.NEW, queued) for task in routes.tasks])
         for runner, group in routes.groups.items():
             runner.enqueue(group)
-        return futures
+        return TaskFutures(routes.tasks, loop)
 
     async def wait_tasks(
         self, tasks: Iterable[ComputeTask] | None = None, timeout: float | None = None

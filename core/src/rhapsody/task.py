@@ -115,7 +115,8 @@ class ComputeTask:
     ran_on: str | None = attrs.field(repr=False)
     attempt: int = attrs.field(repr=False)
     _named: bool = attrs.field(repr=False)  # whether the user chose the uid
-    _future: asyncio.Future[ComputeTask] | None = attrs.field(repr=False)
+    _loop: asyncio.AbstractEventLoop | None = attrs.field(repr=False)  # of its session, until it ends
+    _future: asyncio.Future[ComputeTask] | None = attrs.field(repr=False)  # made when somebody asks for it
     _unit: Any = attrs.field(repr=False)  # the batch that holds it, while an engine does
 
     # By hand, since this is a third of what a task costs: the one that attrs writes looks every default up, and takes
@@ -158,7 +159,7 @@ class ComputeTask:
         self.stdout = self.stderr = self.stdout_path = self.stderr_path = None
         self.submitted_at = self.started_at = self.ended_at = self.ran_on = None
         self.attempt = 0
-        self._future = self._unit = None
+        self._loop = self._future = self._unit = None
         if (
             function is None
             or executable is not None
@@ -263,14 +264,17 @@ class ComputeTask:
             yield from self._ended().__await__()
         return self.result()
 
+    def _shared(self) -> asyncio.Future[ComputeTask]:
+        """Return the future of the task, which was submitted and has not ended; made where there is none."""
+        assert self._loop is not None
+        if self._future is None or self._future.cancelled():  # whoever had canceled it has given up for himself alone
+            self._future = self._loop.create_future()
+        return self._future
+
     def _ended(self) -> asyncio.Future[None]:
         """Return a future of the waiter's own: canceling it cancels nobody else's."""
-        shared = self._future
-        assert shared is not None, "a task that was submitted and has not ended has a future"
-        loop = shared.get_loop()
-        if shared.cancelled():  # somebody gave up waiting on the future itself
-            shared = self._future = loop.create_future()
-        waiter: asyncio.Future[None] = loop.create_future()
+        shared = self._shared()
+        waiter: asyncio.Future[None] = shared.get_loop().create_future()
 
         def wake(_: object) -> None:
             if not waiter.done():

@@ -37,5 +37,5 @@ def raw_engine(backend: ExecutionBackend, slots: int) -> Iterator[RawEngine]:
 
     with pool:
         yield RawEngine(
-            label=f"{type(pool).__name__}.submit + wait", run=run, commands=commands, awaited=awaited, most=5_000
+            label=f"{type(pool).__name__}.submit + wait", run=run, commands=commands, awaited=awaited, most=100_000
         )
