@@ -15,9 +15,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rhapsody.api import ComputeTask, Session
+from rhapsody.measure.work import noop
 from rhapsody_dragon import runtime
 from rhapsody_dragon.v1 import DragonExecutionBackendV1
 from rhapsody_dragon.v2 import DragonExecutionBackendV2
@@ -25,15 +27,12 @@ from rhapsody_dragon.v3 import DragonExecutionBackendV3
 
 MANY = 2000
 RAW = 20
+ROUNDS = 5
 LONG, LONG_SECONDS, WORKERS = 50, 0.2, 2
 SINGLES = 50
 IDLE = 0.02
 
 failures: list[str] = []
-
-
-def no_op() -> None:
-    """Do nothing."""
 
 
 def echo(inbox: Any, outbox: Any) -> None:
@@ -64,31 +63,29 @@ async def run_all(session: Session, tasks: Sequence[ComputeTask]) -> float:
 
 
 async def no_ops(session: Session) -> float:
-    """Milliseconds for each of many no-op functions, the better of two rounds."""
-    rounds = [await run_all(session, [ComputeTask(function=no_op) for _ in range(MANY)]) for _ in range(2)]
-    return min(rounds) / MANY * 1e3
+    """Milliseconds for each of many no-op functions, the median of the rounds; workers know the function by then."""
+    await run_all(session, [ComputeTask(function=noop) for _ in range(MANY)])
+    rounds = [await run_all(session, [ComputeTask(function=noop) for _ in range(MANY)]) for _ in range(ROUNDS)]
+    return statistics.median(rounds) / MANY * 1e3
 
 
-async def makespan(session: Session, what: str, make: Callable[[], ComputeTask]) -> None:
-    ideal = LONG * LONG_SECONDS / WORKERS
-    tell(
-        f"{what}: {LONG} tasks of {LONG_SECONDS:g} s, makespan",
-        await run_all(session, [make() for _ in range(LONG)]),
-        ideal,
-        1.1,
-        "s ",
-    )
+async def makespan(session: Session, what: str, make: Callable[[], ComputeTask]) -> float:
+    """Compare with the ideal; seconds."""
+    took = await run_all(session, [make() for _ in range(LONG)])
+    tell(f"{what}: {LONG} tasks of {LONG_SECONDS:g} s, makespan", took, LONG * LONG_SECONDS / WORKERS, 1.1, "s ")
+    return took
 
 
-async def median(count: int, once: Callable[[], Awaitable[None]]) -> float:
-    """The median of single calls to an idle backend, milliseconds."""
-    times = []
-    for _ in range(count):
-        await asyncio.sleep(IDLE)
-        began = time.perf_counter()
-        await once()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times) * 1e3
+async def medians(*calls: Callable[[], Awaitable[None]]) -> list[float]:
+    """The medians of single calls, in turn, each to something idle; milliseconds."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(SINGLES):
+        for call, took in zip(calls, times, strict=True):
+            await asyncio.sleep(IDLE)
+            began = time.perf_counter()
+            await call()
+            took.append(time.perf_counter() - began)
+    return [statistics.median(took) * 1e3 for took in times]
 
 
 def sleeper() -> ComputeTask:
@@ -109,13 +106,13 @@ async def v2(session: Session) -> None:
         outbox.get()
 
     async def one() -> None:
-        task = ComputeTask(function=no_op)
+        task = ComputeTask(function=noop)
         await session.submit_tasks([task])
         await task
 
     await bare()
-    raw = await median(SINGLES, bare)
-    tell("V2: one task on idle workers, against a bare put and get", await median(SINGLES, one), raw, 3.0)
+    raw, ours = await medians(bare, one)
+    tell("V2: one task on idle workers, against a bare put and get", ours, raw, 3.0)
     inbox.put(None)
     process.join()
     await makespan(session, "V2", sleeper)
@@ -134,11 +131,25 @@ async def v1(session: Session) -> None:
         await session.submit_tasks([task])
         await task
 
-    raw, ours = await median(SINGLES, bare), await median(SINGLES, one)
-    raw = min(raw, await median(SINGLES, bare))
-    ours = min(ours, await median(SINGLES, one))
+    raw, ours = await medians(bare, one)
     tell("V1: one executable, against a bare native Process", ours, raw, 1.3)
-    await makespan(session, "V1", lambda: ComputeTask(executable="sleep", arguments=[LONG_SECONDS]))
+    took = await makespan(session, "V1", lambda: ComputeTask(executable="sleep", arguments=[LONG_SECONDS]))
+    tell("V1: the same, against bare native Processes", took, await asyncio.to_thread(raw_makespan), 1.1, "s ")
+
+
+def raw_makespan() -> float:
+    """Seconds for the same with as many threads as slots, each of which starts and joins processes one by one."""
+    from dragon.native.process import Process
+
+    def one(_: int) -> None:
+        process = Process(target="/bin/sleep", args=[str(LONG_SECONDS)])
+        process.start()
+        process.join()
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(WORKERS) as threads:
+        list(threads.map(one, range(LONG)))
+    return time.perf_counter() - began
 
 
 def raw_batch() -> float:
@@ -147,11 +158,11 @@ def raw_batch() -> float:
 
     batch = Batch()
     try:
-        batch.function(no_op).get()
+        batch.function(noop).get()
         rounds = []
         for _ in range(2):
             began = time.perf_counter()
-            tasks = [batch.function(no_op) for _ in range(RAW)]
+            tasks = [batch.function(noop) for _ in range(RAW)]
             for task in tasks:
                 task.get()
             rounds.append((time.perf_counter() - began) / RAW)
@@ -181,8 +192,8 @@ def main(chosen: Sequence[str]) -> int:
             await makespan(session, "V3, batch mode", sleeper)
 
         async def stream(session: Session) -> None:
-            await run_all(session, [ComputeTask(function=no_op)])
-            rounds = [await run_all(session, [ComputeTask(function=no_op) for _ in range(RAW)]) for _ in range(2)]
+            await run_all(session, [ComputeTask(function=noop)])
+            rounds = [await run_all(session, [ComputeTask(function=noop) for _ in range(RAW)]) for _ in range(2)]
             tell(f"V3, stream mode: {RAW} no-op functions, each, against Batch", min(rounds) / RAW * 1e3, raw, 1.2)
 
         if "v3" in chosen:

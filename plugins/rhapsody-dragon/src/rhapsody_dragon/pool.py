@@ -47,6 +47,8 @@ from .units import Place, Progress, Unit, destroy
 WORKERS_DEADLINE: Final = 70.0
 #: Seconds in which the workers, and the threads here, leave by themselves at the end.
 LEAVE_DEADLINE: Final = 2.0
+#: Seconds after which the start of a task on an idle worker is reported; its end, which says it all, may come before.
+SOON: Final = 0.005
 #: Seconds for which one wait for results lasts, before it looks whether the runtime is still there.
 WAIT_SECONDS: Final = 1.0
 #: Seconds after which a worker that did not stop its task when asked is killed from outside.
@@ -60,7 +62,7 @@ QUEUE_SIZE: Final = 1000
 
 
 class WorkerGroup:
-    """Runs units on worker processes; all methods may be called from any thread.
+    """Runs units on worker processes.
 
     Args:
         count: workers.
@@ -201,7 +203,7 @@ class WorkerGroup:
     # -- units go down -----------------------------------------------------------------------------------------------
 
     def submit(self, batch: TaskBatch, payload: bytes) -> None:
-        """Give a unit to the worker that has the least to do."""
+        """Give a unit to the worker that has the least to do; on the session's loop."""
         unit = Unit(batch)
         if not unit.left:
             return  # none of it could be encoded, which has been reported
@@ -209,10 +211,19 @@ class WorkerGroup:
             place = min(self._places, key=lambda place: (not place.ready, len(place.units)))
             place.units[batch.uid] = unit
             inbox = place.inbox
-            started = self._next_started(place) if len(place.units) == 1 else ()
-        if started:
-            self._events.put(started)
+            is_first = len(place.units) == 1
         self._outgoing.put((place, inbox, Kind.RUN, batch.uid, payload))
+        if is_first:
+            asyncio.get_running_loop().call_later(SOON, self._tell_start, place)
+
+    def _tell_start(self, place: Place) -> None:
+        """Report, on the loop, what an idle worker has begun to run, unless it has ended meanwhile.
+
+        Put before all that nobody has taken: the report of its end may be among that.
+        """
+        with self._lock:
+            started = self._next_started(place)
+        self._events.put_first(started)
 
     def _feed(self) -> None:
         """Put what goes to workers into their queues: that may wait for room, or for a lock that a worker holds."""
@@ -279,7 +290,10 @@ class WorkerGroup:
         """What the worker of this place has gone on to; it does so by itself, so it is known without being told."""
         for unit in place.units.values():
             task = unit.running()
-            return () if task is None else (Started(task.uid, time.time()),)
+            if task is None or task is unit.told:
+                break
+            unit.told = task
+            return (Started(task.uid, time.time()),)
         return ()
 
     def _report(self, events: Sequence[Event]) -> None:

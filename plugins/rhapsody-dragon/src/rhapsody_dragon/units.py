@@ -19,6 +19,7 @@ class Unit:
         self.batch = batch
         self.left: dict[str, ComputeTask] = {task.uid: task for task in batch.shipped}
         self.dropped: set[str] = set()
+        self.told: ComputeTask | None = None  # the last task whose start was reported
         self._next = 0
 
     def running(self) -> ComputeTask | None:

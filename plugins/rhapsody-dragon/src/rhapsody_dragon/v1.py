@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Final
 
 from rhapsody.errors import TaskCanceledError, TaskExecutionError, UnsupportedError, WorkerLostError
@@ -121,6 +122,8 @@ class DragonExecutionBackendV1(DragonBackend):
         super().__init__(name, batching=False)
         self._count, self._folder = read_resources(resources, name)
         self._jobs: dict[int, Job] = {}
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._threads = 0  # that serve the queue; daemons, since a join never ends where the runtime has died
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._ended = False
 
@@ -137,6 +140,7 @@ class DragonExecutionBackendV1(DragonBackend):
         self._here = not self._policies
         count = self._count or processors
         self._slots, self._most = Slots(count), count
+        self._queue, self._threads = SimpleQueue(), 0
         self._scratch = tempfile.TemporaryDirectory(
             prefix="rhapsody-dragon-", dir=dragon.home or self._context.sandbox, ignore_cleanup_errors=True
         )
@@ -160,11 +164,20 @@ class DragonExecutionBackendV1(DragonBackend):
 
     @hookimpl
     def rhapsody_submit(self, batch: TaskBatch) -> None:
-        """Start a thread that runs the task and waits for its end."""
+        """Give the task to a thread that runs it and waits for its end."""
         job = self._jobs[batch.uid] = Job(batch, batch.tasks[0])
-        threading.Thread(target=self._run, args=(job,), name=f"rhapsody {job.task.uid}", daemon=True).start()
+        if len(self._jobs) > self._threads:
+            name = f"rhapsody {self.name} {self._threads}"
+            threading.Thread(target=self._serve, args=(self._queue,), name=name, daemon=True).start()
+            self._threads += 1
+        self._queue.put(job)
 
     # -- one task ----------------------------------------------------------------------------------------------------
+
+    def _serve(self, queue: SimpleQueue[Job | None]) -> None:
+        """Run one task after the other. Dragon takes a third longer to start the first process of each thread."""
+        while (job := queue.get()) is not None:
+            self._run(job)
 
     def _run(self, job: Job) -> None:
         ranks = ranks_of(job.task)
@@ -374,6 +387,8 @@ class DragonExecutionBackendV1(DragonBackend):
         self._ended = True
         if self._scratch is None:
             return
+        for _ in range(self._threads):
+            self._queue.put(None)
         if self._runtime is None or self._runtime.lost is None:
             jobs = list(self._jobs.values())
             for job in jobs:
