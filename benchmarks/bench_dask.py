@@ -97,8 +97,10 @@ async def main(rounds: int, linear: bool) -> None:
             1.15,
         )
         if linear:
-            few, many = [1e6 * await functions(noop, count)() for count in (20_000, 200_000)]
-            print(f"20,000 no-ops {few:.1f} µs each; 200,000 no-ops {many:.1f} µs each")
+            pairs = [[1e6 * await functions(noop, count)() for count in (20_000, 200_000)] for _ in range(3)]
+            few, many = map(statistics.median, zip(*pairs, strict=True))
+            ratio = statistics.median(whole / part for part, whole in pairs)
+            print(f"20,000 no-ops {few:.1f} µs each; 200,000 no-ops {many:.1f} µs each; ratio {ratio:.2f}")
         await asyncio.sleep(0.5)
         print(f"tasks and results left on the scheduler: {len(cluster.scheduler.tasks)}")
 

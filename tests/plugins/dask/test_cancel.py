@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from distributed import LocalCluster
 from rhapsody.api import CancelResult, ComputeTask, Session, TaskState
 from rhapsody.backends import DaskExecutionBackend
+from rhapsody_dask import withdraw
 
 pytestmark = [pytest.mark.engine("dask"), pytest.mark.timeout(240)]
 Until = Callable[..., Awaitable[None]]
@@ -58,6 +60,36 @@ async def test_tasks_that_wait_at_the_engine_never_run(session: Session, tmp_pat
     await session.wait_tasks(probe, timeout=90)
     assert after.state is TaskState.DONE
     assert not (tmp_path / "mark").exists()
+
+
+async def test_a_unit_that_comes_to_a_worker_which_has_promised_not_to_begin_it_is_not_lost(
+    session: Session, tmp_path: Path, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [ComputeTask(function=os.getpid) for _ in range(400)]
+    await session.submit_tasks(known)
+    await session.wait_tasks(known, timeout=90)  # from now on it is grouped
+    held = blockers(tmp_path / "gate")
+    await session.submit_tasks(held)
+    await until(lambda: all(task.state is TaskState.RUNNING for task in held))
+    tasks = [ComputeTask(function=os.getpid) for _ in range(40)]
+    await session.submit_tasks(tasks)
+    await asyncio.sleep(0.1)
+    ask = withdraw._ask_worker
+
+    async def ask_and_dawdle(*args: Any) -> Any:
+        answer = await ask(*args)
+        (tmp_path / "gate").touch()
+        await asyncio.sleep(1)
+        return answer
+
+    monkeypatch.setattr(withdraw, "_ask_worker", ask_and_dawdle)
+    results = await session.cancel_tasks(tasks[::2])
+    await session.wait_tasks(tasks, timeout=30)
+    states = {uid: task.state for uid, task in ((task.uid, task) for task in tasks[::2])}
+    assert {uid: state is TaskState.CANCELED for uid, state in states.items()} == {
+        uid: result is CancelResult.NEVER_STARTED for uid, result in results.items()
+    }
+    assert {task.state for task in tasks[1::2]} == {TaskState.DONE}
 
 
 async def test_the_neighbours_of_a_canceled_task_still_run_once(session: Session, tmp_path: Path, until: Until) -> None:

@@ -215,9 +215,19 @@ class Flight:
                 return
             self._drop(unit, WorkerLostError(f"a result could not be fetched from its worker: {error}"))
             return
+        if data is False:
+            await self._give_back(unit)
+            return
         if data:
             self._context.events.put(self._ended(unit, data))
         self._release(unit)
+
+    async def _give_back(self, unit: Unit) -> None:
+        """Return a unit that a worker has not begun, because it had promised so, unless a withdrawal takes it back."""
+        while unit.withdrawals:  # noqa: ASYNC110  # rare, and soon over
+            await asyncio.sleep(0.01)
+        if unit.number in self._units:
+            self._take_back(unit, ())
 
     # -- units that end badly -----------------------------------------------------------------------------------------
 
@@ -293,12 +303,18 @@ class Flight:
                 results[task.uid] = CancelResult.TOO_LATE
             else:
                 wanted[unit].append(task)
-        taken, never = await withdraw(
-            self._client, self._token, {unit: [task.uid for task in asked] for unit, asked in wanted.items()}
-        )
-        for unit, uids in taken.items():
-            never.update(uids)
-            self._take_back(unit, uids)
+        for unit in wanted:
+            unit.withdrawals += 1
+        try:
+            taken, never = await withdraw(
+                self._client, self._token, {unit: [task.uid for task in asked] for unit, asked in wanted.items()}
+            )
+            for unit, uids in taken.items():
+                never.update(uids)
+                self._take_back(unit, uids)
+        finally:
+            for unit in wanted:
+                unit.withdrawals -= 1
         running: dict[str, dict[int, str]] = defaultdict(dict)
         events: list[Event] = []
         for unit, asked in wanted.items():

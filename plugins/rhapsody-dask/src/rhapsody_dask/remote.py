@@ -228,7 +228,7 @@ def side_of(worker: Worker, token: str) -> WorkerSide:
         return side
 
 
-def run_unit(payload: bytes, number: int, token: str, again: int) -> bytes | None:
+def run_unit(payload: bytes, number: int, token: str, again: int) -> bytes | bool | None:
     """Run a unit in a thread of a worker.
 
     Args:
@@ -238,7 +238,7 @@ def run_unit(payload: bytes, number: int, token: str, again: int) -> bytes | Non
         again: how often a task that fails is run again, here; and how many lost workers the unit may leave behind.
 
     Returns:
-        The frames that are too large for a report.
+        The frames that are too large for a report. False: the unit has not begun, and will not, as was promised.
     """
     worker = get_worker()
     side = side_of(worker, token)
@@ -248,7 +248,7 @@ def run_unit(payload: bytes, number: int, token: str, again: int) -> bytes | Non
         return None
     unit = side.begin(number)
     if unit is None:
-        return None
+        return False
     try:
         if again:
             return unit.finish(len(left) + _run_again_and_again(payload, unit, again))
@@ -417,8 +417,8 @@ def withdraw_on_scheduler(
         expected: by key, the worker that has promised not to begin with the unit; None if nobody has.
 
     Returns:
-        For each key WITHDRAWN; or "processing" and the worker that has it; GONE if it has ended or was lost with a
-        worker; UNKNOWN if it has not arrived yet.
+        For each key WITHDRAWN, also where a worker has kept its promise before this; or "processing" and the worker
+        that has it; GONE if it has ended or was lost with a worker; UNKNOWN if it has not arrived yet.
     """
     fates: dict[str, tuple[str, str | None]] = {}
     take: list[str] = []
@@ -428,6 +428,9 @@ def withdraw_on_scheduler(
             fates[key] = (UNKNOWN, None)
         elif task.state == "processing" and task.processing_on.address != address:
             fates[key] = ("processing", task.processing_on.address)
+        elif task.state == "memory" and task.type == "bool":  # what `run_unit` returned
+            fates[key] = (WITHDRAWN, None)
+            take.append(key)
         elif task.state in ("memory", "erred", "forgotten") or LEFT_BEHIND in (task.annotations or {}):
             fates[key] = (GONE, None)
         else:

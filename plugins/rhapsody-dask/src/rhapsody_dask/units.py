@@ -27,6 +27,7 @@ class Unit:
         future: Dask's.
         watch: follows the future.
         attempt: of its one task, where that may be run again; None for any other unit.
+        withdrawals: that are under way.
         starved_since: when it was first seen to fit no worker, by the monotonic clock.
     """
 
@@ -39,6 +40,7 @@ class Unit:
     future: Future | None = None
     watch: asyncio.Task[None] | None = None
     attempt: int | None = None
+    withdrawals: int = 0
     starved_since: float | None = None
 
 
