@@ -35,7 +35,7 @@ for version in "${versions[@]}"; do
     echo "== $("$python" --version): $python"
     "$UV" venv --quiet --python "$python" "$folder/$version"
     # The engines have their own tests; here it is the language that varies.
-    VIRTUAL_ENV="$folder/$version" "$UV" pip install --quiet -c constraints.txt -e 'core[test,docs]'
+    VIRTUAL_ENV="$folder/$version" "$UV" pip install --quiet -c constraints.txt -e 'core[test,docs,bench]'
     if "$folder/$version/bin/python" -m pytest -q -p no:cacheprovider -m "not slow" \
         tests/core tests/contracts tests/conformance "$@"; then
         ran+=("$version")
