@@ -85,7 +85,7 @@ async def test_a_unit_that_comes_to_a_worker_which_has_promised_not_to_begin_it_
     monkeypatch.setattr(withdraw, "_ask_worker", ask_and_dawdle)
     results = await session.cancel_tasks(tasks[::2])
     await session.wait_tasks(tasks, timeout=30)
-    states = {uid: task.state for uid, task in ((task.uid, task) for task in tasks[::2])}
+    states = {task.uid: task.state for task in tasks[::2]}
     assert {uid: state is TaskState.CANCELED for uid, state in states.items()} == {
         uid: result is CancelResult.NEVER_STARTED for uid, result in results.items()
     }

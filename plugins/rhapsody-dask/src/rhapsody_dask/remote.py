@@ -428,10 +428,9 @@ def withdraw_on_scheduler(
             fates[key] = (UNKNOWN, None)
         elif task.state == "processing" and task.processing_on.address != address:
             fates[key] = ("processing", task.processing_on.address)
-        elif task.state == "memory" and task.type == "bool":  # what `run_unit` returned
-            fates[key] = (WITHDRAWN, None)
-            take.append(key)
-        elif task.state in ("memory", "erred", "forgotten") or LEFT_BEHIND in (task.annotations or {}):
+        elif not _has_kept_a_promise(task) and (
+            task.state in ("memory", "erred", "forgotten") or LEFT_BEHIND in (task.annotations or {})
+        ):
             fates[key] = (GONE, None)
         else:
             fates[key] = (WITHDRAWN, None)
@@ -439,3 +438,8 @@ def withdraw_on_scheduler(
     if take:
         dask_scheduler.client_releases_keys(take, client, f"rhapsody-withdraw-{uuid.uuid4().hex[:8]}")
     return fates
+
+
+def _has_kept_a_promise(task: Any) -> bool:
+    """Whether a unit has ended on the scheduler because its worker did not begin it: `run_unit` returned False."""
+    return bool(task.state == "memory" and task.type == "bool")

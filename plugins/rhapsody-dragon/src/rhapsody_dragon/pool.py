@@ -34,7 +34,6 @@ from rhapsody.plugin import (
     EventChannel,
     Outcome,
     Returned,
-    Started,
     TaskBatch,
     TaskState,
 )
@@ -222,7 +221,7 @@ class WorkerGroup:
         Put before all that nobody has taken: the report of its end may be among that.
         """
         with self._lock:
-            started = self._next_started(place)
+            started = place.next_started()
         self._events.put_first(started)
 
     def _feed(self) -> None:
@@ -282,19 +281,8 @@ class WorkerGroup:
                 unit.left.pop(outcome.uid, None)
             if not unit.left:
                 place.units.pop(uid, None)
-            started = self._next_started(place)
+            started = place.next_started()
         self._report([*outcomes, *started])
-
-    @staticmethod
-    def _next_started(place: Place) -> Sequence[Started]:
-        """What the worker of this place has gone on to; it does so by itself, so it is known without being told."""
-        for unit in place.units.values():
-            task = unit.running()
-            if task is None or task is unit.told:
-                break
-            unit.told = task
-            return (Started(task.uid, time.time()),)
-        return ()
 
     def _report(self, events: Sequence[Event]) -> None:
         self._events.put(events)

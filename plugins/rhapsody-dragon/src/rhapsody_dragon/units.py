@@ -5,9 +5,11 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import time
+from collections.abc import Sequence
 from typing import Any
 
-from rhapsody.plugin import ComputeTask, TaskBatch
+from rhapsody.plugin import ComputeTask, Started, TaskBatch
 
 from .far import PROGRESS
 
@@ -63,6 +65,16 @@ class Place:
     def is_idle(self) -> bool:
         """Whether its worker is up and has nothing to do, so that it reads what it is sent."""
         return self.ready and not self.units
+
+    def next_started(self) -> Sequence[Started]:
+        """What the worker has gone on to, once; it does so by itself, so it is known without being told."""
+        for unit in self.units.values():
+            task = unit.running()
+            if task is None or task is unit.told:
+                break
+            unit.told = task
+            return (Started(task.uid, time.time()),)
+        return ()
 
 
 class Progress:

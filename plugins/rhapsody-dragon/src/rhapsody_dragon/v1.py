@@ -122,8 +122,6 @@ class DragonExecutionBackendV1(DragonBackend):
         super().__init__(name, batching=False)
         self._count, self._folder = read_resources(resources, name)
         self._jobs: dict[int, Job] = {}
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
-        self._threads = 0  # that serve the queue; daemons, since a join never ends where the runtime has died
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._ended = False
 
@@ -140,7 +138,8 @@ class DragonExecutionBackendV1(DragonBackend):
         self._here = not self._policies
         count = self._count or processors
         self._slots, self._most = Slots(count), count
-        self._queue, self._threads = SimpleQueue(), 0
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._threads = 0  # that serve the queue; daemons, since a join never ends where the runtime has died
         self._scratch = tempfile.TemporaryDirectory(
             prefix="rhapsody-dragon-", dir=dragon.home or self._context.sandbox, ignore_cleanup_errors=True
         )
