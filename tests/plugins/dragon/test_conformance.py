@@ -11,6 +11,15 @@ from rhapsody.testing import BackendConformanceTests, die
 pytestmark = [pytest.mark.engine("dragon"), pytest.mark.usefixtures("dragon"), pytest.mark.timeout(240)]
 
 
+#: For both modes of V3.
+too_few_cores_for_ranks = pytest.mark.xfail(
+    (os.cpu_count() or 1) < 4,
+    reason="Batch gives a rank one core, and takes half of the processors for cores: 2 ranks need 4 processors",
+    raises=UnsupportedError,
+    strict=True,
+)
+
+
 class TestV2(BackendConformanceTests):
     title = "dragon_v2"
     patience = 30.0
@@ -36,12 +45,26 @@ class TestV3(BackendConformanceTests):
 
         return lambda: DragonExecutionBackendV3(num_workers=2)
 
-    @pytest.mark.xfail(
-        (os.cpu_count() or 1) < 4,
-        reason="Batch gives a rank one core, and takes half of the processors for cores: 2 ranks need 4 processors",
-        raises=UnsupportedError,
-        strict=True,
-    )
+    @too_few_cores_for_ranks
+    def test_declared_ranks_are_started(self, rhapsody_rig):
+        super().test_declared_ranks_are_started(rhapsody_rig)
+
+
+@pytest.mark.timeout(480)
+class TestV3Stream(BackendConformanceTests):
+    title = "dragon (V3, stream)"
+    patience = 120.0  # Batch takes a quarter of a second for a unit, and begins anew after the death of a worker
+    many = 40
+    kill_worker = staticmethod(die)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def new_backend(cls):
+        from rhapsody_dragon.v3 import DragonExecutionBackendV3
+
+        return lambda: DragonExecutionBackendV3(disable_batch_submission=True)
+
+    @too_few_cores_for_ranks
     def test_declared_ranks_are_started(self, rhapsody_rig):
         super().test_declared_ranks_are_started(rhapsody_rig)
 

@@ -146,31 +146,3 @@ def test_more_ranks_than_slots_are_refused(tmp_path: Path) -> None:
             tmp_path,
             ComputeTask(executable="true", resources=Resources(ranks=3)),
         )
-
-
-def test_batch_runs_a_template_and_a_job_and_says_how_they_ended(tmp_path: Path) -> None:
-    one, job = run(
-        DragonExecutionBackendV3(num_workers=1),
-        tmp_path,
-        ComputeTask(
-            executable="/bin/sh",
-            arguments=["-c", "pwd; echo $A >&2; exit 3"],
-            backend_options={"process_template": {"cwd": "/", "env": {"A": "green"}}},
-        ),
-        ComputeTask(executable="cat", stdin="in", backend_options={"process_templates": [(1, {})], "pmi": None}),
-    )
-    assert (one.exit_code, one.stdout, one.stderr) == (3, "/\n", "green\n")
-    assert isinstance(one.exception, TaskExecutionError)
-    assert (job.exit_code, job.stdout) == (0, "in")
-    assert not list(Path.cwd().glob("ddict_orc_*"))
-
-
-def test_stream_mode_runs_each_task_as_a_unit_of_batch(tmp_path: Path) -> None:
-    tasks = run(
-        DragonExecutionBackendV3(disable_batch_submission=True),
-        tmp_path,
-        *(ComputeTask(function=abs, args=(-n,)) for n in range(3)),
-        ComputeTask(executable="echo", arguments=["hi"]),
-    )
-    assert [task.return_value for task in tasks[:3]] == [0, 1, 2]
-    assert tasks[3].stdout == "hi\n"

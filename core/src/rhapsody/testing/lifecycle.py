@@ -56,7 +56,9 @@ class LossTests(SuitePart):
         if killer is None:
             pytest.skip("the author gives no `kill_worker`, a function that kills the worker that runs it")
         folder = rig.new_folder()
-        warm = [ComputeTask(function=tasks.sign, args=(str(folder), f"w{number}")) for number in range(200)]
+        warm = [
+            ComputeTask(function=tasks.sign, args=(str(folder), f"w{number}")) for number in range(min(200, self.many))
+        ]
         await rig.finish(warm)
         victim = ComputeTask(function=killer)
         batch = [ComputeTask(function=tasks.sign, args=(str(folder), f"t{number}", 0.01)) for number in range(60)]

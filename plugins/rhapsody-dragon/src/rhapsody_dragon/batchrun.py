@@ -1,4 +1,8 @@
-"""The user's side of Dragon's Batch, which lives in a process of its own inside the runtime (`far_batch.py`)."""
+"""What the user's side does with units of Dragon's Batch: sends, follows, cancels, and mends Batch when it is spoiled.
+
+Batch reserves a core for what it runs, and does not get it back when the worker dies (Dragon 0.15). So after the death
+of a worker nothing more begins; when what runs beside it has ended, another Batch takes its place.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +25,6 @@ from rhapsody.errors import (
     BackendShutdownError,
     BackendStartError,
     SubmitError,
-    TaskCanceledError,
     TaskExecutionError,
     WorkerLostError,
 )
@@ -29,49 +33,27 @@ from rhapsody.plugin import (
     BackendLost,
     CancelResult,
     ComputeTask,
-    Outcome,
     Started,
     TaskBatch,
     TaskState,
 )
 
-from .deaths import end_process
-from .far import HEAD, Joiner, Kind, send
-from .far_batch import Request, host
-from .local import wait_for_end
+from .batchhost import BatchHost, Message
+from .batchunit import Run
+from .far import HEAD, Kind, name_task
+from .far_batch import Request
 from .options import TEMPLATE, ranks_of
-from .pool import QUEUE_SIZE, WAIT_SECONDS
+from .pool import WAIT_SECONDS
 from .programs import Program, marker_of, signal_task
-from .units import destroy
 
-#: Seconds for Batch to be up (measured: 7 on two cores, 20 on a busy machine).
-BATCH_DEADLINE: Final = 60.0
-#: Seconds for Batch to leave in order, before its process is killed.
-LEAVE_DEADLINE: Final = 6.0
 #: Seconds for which a cancel waits for Batch to have stopped a task.
 CANCEL_SECONDS: Final = 10.0
-#: The exceptions that Batch raises inside a function, and what they mean.
-INTERRUPTIONS: Final = {"_FunctionTaskCancelled": "canceled", "_FunctionTaskTimedOut": "timeout"}
-
-
-class Run:
-    """A unit in the hands of Batch: one task."""
-
-    def __init__(self, batch: TaskBatch) -> None:
-        self.batch = batch
-        self.task: ComputeTask = batch.tasks[0]
-        self.program: Program | None = None
-        self.canceled = False
-        self.sent = False
-        self.sent_at: float | None = None
-
-    def has_timed_out(self, value: Any) -> bool:
-        """Whether Batch ended its processes for their time: it signals them, and tells of no other reason."""
-        timeout = (self.task.backend_options or {}).get("timeout")
-        if timeout is None or self.sent_at is None or time.time() - self.sent_at < timeout:
-            return False
-        codes = value if isinstance(value, list) else [value]
-        return any(code in (-signal.SIGTERM, -signal.SIGKILL) for code in codes)
+#: After this long a cancel counts as stopped what Batch has agreed to stop, and was not seen to begin.
+AGREED_SECONDS: Final = 1.0
+#: Seconds between two looks at whether programs have begun, and whether a spoiled Batch is idle.
+LOOK_SECONDS: Final = 0.5
+#: Seconds after which a spoiled Batch that runs nothing is taken to have no room for what it holds.
+STUCK_SECONDS: Final = 5.0
 
 
 class BatchRuns:
@@ -100,24 +82,23 @@ class BatchRuns:
     ) -> None:
         self._context = context
         self._folder = folder
-        self._settings = (workers_per_node, disable_telemetry)
+        self._arguments = (workers_per_node, disable_telemetry, sys.path)
         self._policy = policy
         self._here = here
         self._scratch = tempfile.TemporaryDirectory(
             prefix="rhapsody-dragon-", dir=home or context.sandbox, ignore_cleanup_errors=True
         )
         self._lock = threading.Lock()
-        self._up = threading.Event()
-        self._problem: str | None = None
+        self._deciding = threading.Lock()  # whether a unit begins, or is canceled or recalled before
+        self._host: BatchHost | None = None
         self._runs: dict[int, Run] = {}
-        self._inbox: Any = None
-        self._outbox: Any = None
-        self._process: Any = None
-        self._threads: list[threading.Thread] = []
-        self._waiting: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # for the feeding thread
         self._feeder: threading.Thread | None = None
+        self._unseen: dict[int, Run] = {}  # programs that Batch has, and that have not been seen to run
+        self._held: list[Run] = []  # units for the Batch that takes the place of a spoiled one
+        self._spoiled = False
+        self._idle_since: float | None = None  # the spoiled one
         self._closing = False
-        self._gone = False
 
     # -- the life of Batch -------------------------------------------------------------------------------------------
 
@@ -128,33 +109,18 @@ class BatchRuns:
             BackendStartError: it did not come up.
         """
         with self._lock:
-            if self._process is None and not self._closing:
-                self._start_process()
-        if not self._up.wait(BATCH_DEADLINE):
-            self._problem = self._problem or f"it was not up within {BATCH_DEADLINE:g} seconds"
-        if self._problem is not None:
-            raise BackendStartError(f"backend {self._context.backend!r}: Dragon's Batch did not start: {self._problem}")
-
-    def _start_process(self) -> None:
-        from dragon.native.process import Process
-        from dragon.native.queue import Queue
-
-        self._inbox, self._outbox = Queue(maxsize=QUEUE_SIZE), Queue(maxsize=QUEUE_SIZE)
-        self._process = Process(
-            target=host,
-            args=(self._inbox, self._outbox, *self._settings, sys.path),
-            cwd=self._scratch.name,
-            stdout=Process.DEVNULL,
-            stderr=Process.DEVNULL,
-            policy=self._policy,
-        )
-        self._process.start()
-        self._run_thread("batch", self._drain)
-
-    def _run_thread(self, name: str, body: Callable[..., None], *args: Any) -> None:
-        thread = threading.Thread(target=body, args=args, name=f"rhapsody-dragon-{name}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+            if self._host is None and not self._closing:
+                self._host = BatchHost(
+                    self._arguments,
+                    folder=self._scratch.name,
+                    policy=self._policy,
+                    here=self._here,
+                    take=self._take,
+                    lose=self._lose,
+                )
+                self._host.start()
+        if self._host is not None and (problem := self._host.wait_until_up()) is not None:
+            raise BackendStartError(f"backend {self._context.backend!r}: Dragon's Batch did not start: {problem}")
 
     def close(self) -> None:
         """End Batch and what runs on it; bounded in time.
@@ -163,33 +129,31 @@ class BatchRuns:
             BackendShutdownError: its process could not be ended; all else is.
         """
         self._closing = True
-        self._waiting.put(None)
-        problem = None
+        self._orders.put(None)
         with self._lock:
-            process = self._process
-        if process is not None and not self._gone:
-            for run in list(self._runs.values()):
-                if self._here:
-                    signal_task(marker_of(self._context.session, run.task.uid), signal.SIGKILL)
-            try:
-                self._inbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=1.0)
-                patience = LEAVE_DEADLINE
-            except Exception:  # its queue is full or broken, so it is killed
-                patience = 0.0
-            problem = end_process(process, patience)
-            self._outbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=1.0)
-            for thread in [*self._threads, *filter(None, [self._feeder])]:
-                thread.join(WAIT_SECONDS + 1.0)
-            destroy(self._inbox, self._outbox)
+            host = self._host
+        problem = self._end_host(host) if host is not None else None
+        if self._feeder is not None:
+            self._feeder.join(WAIT_SECONDS + 1.0)
         self._scratch.cleanup()
         if problem is not None:
             raise BackendShutdownError(f"backend {self._context.backend!r}: the process of Dragon's Batch {problem}")
 
     def runtime_lost(self) -> None:
         """The runtime is gone: nothing of it may be touched."""
-        self._gone = True
-        self._problem = self._problem or "the Dragon runtime is gone"
-        self._up.set()
+        self._closing = True
+        if self._host is not None:
+            self._host.runtime_lost()
+
+    def _end_host(self, host: BatchHost) -> str | None:
+        if self._here and not host.is_gone:
+            for run in list(self._runs.values()):
+                signal_task(marker_of(self._context.session, run.task.uid), signal.SIGKILL)
+        return host.close()
+
+    def _lose(self, why: str) -> None:
+        error = BackendLostError(f"backend {self._context.backend!r}: {why}")
+        self._context.events.put([BackendLost(error)])
 
     # -- units go down -----------------------------------------------------------------------------------------------
 
@@ -200,33 +164,69 @@ class BatchRuns:
             if self._feeder is None:
                 self._feeder = threading.Thread(target=self._feed, name="rhapsody-dragon-feed", daemon=True)
                 self._feeder.start()
-        self._waiting.put(run)
+        self._orders.put(partial(self._launch, run))
 
     def _feed(self) -> None:
-        while (run := self._waiting.get()) is not None:
+        """Serve orders, and look after what tells of itself to nobody."""
+        while True:
             try:
-                self.start()
-                if self._closing or (run.canceled and not run.sent):
-                    self._end(run, "canceled", None)
-                else:
-                    self._send(run)
-            except FileNotFoundError as error:
-                self._end_with(run, TaskExecutionError(run.task.uid, None, reason=str(error)))
-            except Exception as error:
-                problem = (
-                    error if isinstance(error, BackendStartError) else SubmitError(f"task {run.task.uid}: {error}")
-                )
-                self._end_with(run, problem)
+                order = self._orders.get(timeout=LOOK_SECONDS if self._unseen or self._spoiled else None)
+            except queue.Empty:
+                pass
+            else:
+                if order is None:
+                    return
+                order()
+            self._look_for_begun()
+            if self._spoiled:
+                self._renew()
+
+    def _launch(self, run: Run) -> None:
+        if self._spoiled:
+            self._held.append(run)
+            return
+        try:
+            self.start()
+            if self._closing:
+                self._end(run, "canceled")
+            else:
+                self._send(run)
+        except FileNotFoundError as error:
+            self._fail(run, TaskExecutionError(run.task.uid, None, reason=str(error)))
+        except BackendStartError as error:
+            self._fail(run, error)
+        except Exception as error:
+            self._fail(run, SubmitError(f"task {run.task.uid}: {error}"))
 
     def _send(self, run: Run) -> None:
+        assert self._host is not None
         request = self._request(run)
         if run.task.is_final:  # it could not be encoded, which has been reported
             self._runs.pop(run.batch.uid, None)
             return
-        run.sent, run.sent_at = True, time.time()
-        self._context.events.put([Started(run.task.uid, run.sent_at)])
-        data = pickle.dumps(tuple(request))
-        send(lambda part: self._inbox.put(part, timeout=60.0), 0, run.batch.uid, Kind.RUN, data)
+        with self._deciding:
+            if run.canceled:
+                if run.program is not None:
+                    run.program.remove()
+                return
+            run.sent_at = time.time()
+        if run.program is not None:
+            self._unseen[run.batch.uid] = run
+        self._host.send(run.batch.uid, Kind.RUN, pickle.dumps(tuple(request)))
+
+    def _stop(self, run: Run) -> None:
+        """Ask whoever runs it to stop it: the worker for a program that it started itself, otherwise Batch."""
+        host, unit = self._host, run.batch.uid
+        if host is None or unit not in self._runs:  # it has ended meanwhile
+            return
+        try:
+            if run.answers is not None and run.task.function is None:
+                name = name_task(self._context.session, run.task.uid)
+                run.answers.put(HEAD.pack(0, unit, Kind.TERMINATE) + name, timeout=1.0)
+            else:
+                host.send(unit, Kind.TERMINATE)
+        except Exception as error:  # the cancel will say that it could not stop it
+            self._context.log.warning("stop_not_sent", backend=self._context.backend, task=run.task.uid, why=str(error))
 
     def _request(self, run: Run) -> Request:
         task = run.task
@@ -240,7 +240,8 @@ class BatchRuns:
                 keywords = {key: value for key, value in single.items() if key in TEMPLATE}
                 keywords.setdefault("cwd", self._folder)
                 return Request("process", payload, [(1, "", (), keywords)], timeout)
-            return Request("function", payload, timeout=timeout)
+            run.asks = True
+            return Request("function", payload, timeout=timeout, is_program=task.function is None)
         scratch = self._context.sandbox if task.capture_stdio else Path(self._scratch.name)
         run.program = Program(task, self._context.session, scratch)
         plan = [tuple(launch) for launch in run.program.plan(self._folder)]
@@ -249,113 +250,135 @@ class BatchRuns:
 
     # -- what comes back ---------------------------------------------------------------------------------------------
 
-    def _drain(self) -> None:
-        joiner = Joiner()
-        while not self._gone:
-            try:
-                message = joiner.feed(self._outbox.get(timeout=WAIT_SECONDS))
-            except queue.Empty:
-                continue
-            except Exception as error:
-                if not self._closing:
-                    self._lose(f"what Batch reports can no longer be read: {type(error).__name__}: {error}")
-                return
-            if message is None:
-                continue
-            _, unit, kind, data = message
-            if kind is Kind.STOP:
-                return
-            if kind is Kind.READY:
-                self._run_thread("batch-death", self._watch, int(bytes(data)))
-            elif kind is Kind.STARTED:
-                self._problem = bytes(data).decode() or None
-                self._up.set()
-            elif kind is Kind.FRAME:
-                run = self._runs.get(unit)
-                if run is not None:
-                    self._runs.pop(unit, None)
-                    self._context.events.put([self._judge(run, outcome) for outcome in run.batch.decode(data)])
-            elif kind is Kind.JOB:
-                how, value = pickle.loads(data)
-                if how == "lost":
-                    self._lose(f"Batch can no longer be polled: {value}")
-                elif (run := self._runs.get(unit)) is not None:
-                    self._end(run, how, value)
+    def _take(self, host: BatchHost, unit: int, kind: Kind, data: Message) -> None:
+        if host is not self._host:  # of a Batch that was replaced
+            return
+        if kind is Kind.CLAIM:
+            self._answer(host, unit, bytes(data))
+        elif kind is Kind.FRAME:
+            if (run := self._runs.pop(unit, None)) is not None:
+                self._context.events.put([run.judge(outcome) for outcome in run.batch.decode(data)])
+        elif kind is Kind.JOB:
+            how, value = pickle.loads(data)
+            run = self._runs.get(unit)
+            if how == "lost":
+                self._lose(f"Batch can no longer be polled: {value}")
+            elif run is not None and how == "stopping":
+                run.stopping = True
+            elif run is not None and run.sent_at is not None:
+                self._end(run, how, value)
+        elif kind is Kind.GONE:
+            for run in [run for run in self._runs.values() if run.worker == unit]:
+                self._fail(run, WorkerLostError(f"task {run.task.uid}: the worker of Dragon's Batch that ran it died"))
+            self._orders.put(self._spoil)
 
-    def _judge(self, run: Run, outcome: Outcome) -> Outcome:
-        """Name the end of a function in which Batch raised an exception of its own to stop it."""
-        how = INTERRUPTIONS.get(type(outcome.exception).__name__)
-        return outcome if how is None else self._outcome(run, how, None)
+    def _answer(self, host: BatchHost, unit: int, claim: bytes) -> None:
+        """Let a worker begin a unit, unless it is no longer wanted. A process of a unit's own has begun it."""
+        run = self._runs.get(unit)
+        try:
+            answers, worker = host.worker_of(claim) if claim else (None, None)
+            begins = run is not None and self._begin(run, worker, answers)
+            if answers is not None:
+                answers.put(HEAD.pack(0, unit, Kind.RUN if begins else Kind.SKIP), timeout=1.0)
+        except Exception as error:  # the worker has died with its queue
+            if run is not None:
+                self._end(run, "failed", f"it cannot be answered: {type(error).__name__}: {error}")
 
-    def _end(self, run: Run, how: str, value: Any) -> None:
-        self._runs.pop(run.batch.uid, None)
-        self._context.events.put([self._outcome(run, how, value)])
+    def _begin(self, run: Run, worker: int | None = None, answers: Any = None) -> bool:
+        """Report that a unit runs; False if it has ended, or was canceled or recalled before."""
+        with self._deciding:
+            if run.batch.uid not in self._runs or run.sent_at is None:
+                return False
+            run.begun_at, run.worker, run.answers = time.time(), worker, answers
+            self._context.events.put([Started(run.task.uid, run.begun_at)])
+        return True
 
-    def _end_with(self, run: Run, error: Exception) -> None:
-        self._runs.pop(run.batch.uid, None)
-        self._context.events.put([_failed(run, error)])
+    def _look_for_begun(self) -> None:
+        """Report the programs that Dragon has started meanwhile; it tells nobody itself."""
+        for unit, run in list(self._unseen.items()):
+            if unit not in self._runs or run.sent_at is None:
+                del self._unseen[unit]
+            elif run.program is not None and run.program.has_begun():
+                del self._unseen[unit]
+                self._begin(run)
 
-    def _outcome(self, run: Run, how: str, value: Any) -> Outcome:
-        """What became of a unit whose frame did not arrive before."""
-        uid = run.task.uid
-        error: Exception
-        if how == "canceled" or (run.canceled and run.program is not None):
-            error = TaskCanceledError(f"task {uid} was canceled")
-        elif how == "timeout" or (how == "ended" and run.has_timed_out(value)):
-            timeout = (run.task.backend_options or {}).get("timeout", 0)
-            error = TimeoutError(f"task {uid} did not end within {timeout:g} seconds")
-        elif how == "ended" and run.program is not None:
-            codes = value if isinstance(value, list) else [value]
-            code = next((int(code) for code in codes if code), 0)
-            return run.program.outcome(code, run.sent_at, socket.gethostname() if self._here else None)
-        elif how == "ended":
-            error = WorkerLostError(f"task {uid}: the process that ran it ended without a result ({value!r})")
-        elif run.program is not None or how == "refused":
-            error = TaskExecutionError(uid, None, reason=f"Dragon's Batch did not run it: {value}")
-        else:
-            error = WorkerLostError(f"task {uid}: the Batch worker that ran it failed: {value}")
-        if run.program is not None:
-            run.program.remove()
-        outcome = _failed(run, error)
-        if isinstance(error, TaskCanceledError):
-            outcome.state = TaskState.CANCELED
-        return outcome
+    def _end(self, run: Run, how: str, value: Any = None) -> None:
+        if self._runs.pop(run.batch.uid, None) is not None:
+            ran_on = socket.gethostname() if self._here else None
+            self._context.events.put([run.outcome(how, value, ran_on)])
 
-    def _watch(self, pid: int) -> None:
-        """Tell when the process that holds Batch ends."""
-        if self._here:
-            wait_for_end(pid, None)
-        else:
-            self._process.join()
-        if not self._closing and not self._gone:
-            self._problem = self._problem or "its process ended"
-            self._up.set()
-            self._lose("the process that held Dragon's Batch ended")
+    def _fail(self, run: Run, error: Exception) -> None:
+        if self._runs.pop(run.batch.uid, None) is not None:
+            self._context.events.put([run.failed(error)])
 
-    def _lose(self, why: str) -> None:
-        error = BackendLostError(f"backend {self._context.backend!r}: {why}")
-        self._context.events.put([BackendLost(error)])
+    # -- a spoiled Batch ---------------------------------------------------------------------------------------------
+
+    def _spoil(self) -> None:
+        """Let nothing more begin on a Batch that has lost a worker."""
+        if self._spoiled:
+            return
+        self._spoiled, self._idle_since = True, None
+        self._context.log.warning(
+            "worker_lost", backend=self._context.backend, then="Batch is replaced once it is idle"
+        )
+        with self._deciding:
+            self._hold([run for run in self._runs.values() if run.sent_at is not None and run.can_be_withdrawn])
+
+    def _renew(self) -> None:
+        """Put another Batch in the place of a spoiled one that is idle, and send it what was held."""
+        there = [run for run in self._runs.values() if run.sent_at is not None]
+        if self._closing or any(run.begun_at is not None for run in there):
+            self._idle_since = None
+            return
+        self._idle_since = self._idle_since or time.monotonic()
+        if there and time.monotonic() - self._idle_since < STUCK_SECONDS:
+            return
+        with self._deciding:
+            self._hold([run for run in there if run.begun_at is None])
+        with self._lock:
+            host, self._host = self._host, None
+        if host is not None and (problem := self._end_host(host)) is not None:
+            self._lose(f"the process of a Batch that had lost a worker {problem}")
+            return
+        self._spoiled = False
+        held, self._held = self._held, []
+        for run in held:
+            self._launch(run)
+
+    def _hold(self, runs: list[Run]) -> None:
+        for run in runs:
+            run.recall()
+        self._held.extend(runs)
 
     # -- cancel ------------------------------------------------------------------------------------------------------
 
     async def cancel(self, uids: set[str]) -> dict[str, CancelResult]:
-        """Ask Batch to stop units: it drops what waits, ends processes, and raises in a function at its next line."""
-        runs = [run for run in list(self._runs.values()) if run.task.uid in uids]
-        for run in runs:
-            run.canceled = True
-            if run.sent:
-                self._inbox.put(HEAD.pack(0, run.batch.uid, Kind.TERMINATE), timeout=1.0)
-        until = time.monotonic() + CANCEL_SECONDS
-        while any(not run.task.is_final for run in runs) and time.monotonic() < until:  # noqa: ASYNC110 - a cancel is rare
-            await asyncio.sleep(0.05)
-        return {run.task.uid: _fate(run.task) for run in runs}
+        """Withdraw what waits, stop executables, and have Batch end processes and raise in functions."""
+        met = [run for run in list(self._runs.values()) if run.task.uid in uids]
+        results: dict[str, CancelResult] = {}
+        asked = []
+        with self._deciding:
+            for run in met:
+                run.canceled = True
+                if run.can_be_withdrawn:
+                    self._end(run, "canceled")
+                    results[run.task.uid] = CancelResult.NEVER_STARTED
+                else:
+                    asked.append(run)
+        for run in asked:
+            self._orders.put(partial(self._stop, run))
+        start = time.monotonic()
+        while asked and time.monotonic() - start < CANCEL_SECONDS:
+            await asyncio.sleep(0.05)  # a cancel is rare, and Batch has no word for its end
+            agreed = time.monotonic() - start > AGREED_SECONDS
+            for run in asked:
+                if agreed and run.stopping and run.begun_at is None:  # it waits in Batch, which will not begin it
+                    self._end(run, "canceled")
+            asked = [run for run in asked if not run.task.is_final]
+        return {run.task.uid: results.get(run.task.uid) or _fate(run.task) for run in met}
 
 
 def _fate(task: ComputeTask) -> CancelResult:
     if task.state is TaskState.CANCELED:
         return CancelResult.STOPPED
     return CancelResult.TOO_LATE if task.is_final else CancelResult.CANNOT_STOP
-
-
-def _failed(run: Run, error: Exception) -> Outcome:
-    return Outcome(run.task.uid, TaskState.FAILED, exception=error, started_at=run.sent_at, ended_at=time.time())

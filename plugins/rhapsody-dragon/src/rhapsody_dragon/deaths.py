@@ -55,6 +55,9 @@ def deaths_anywhere(places: Sequence[Place], is_over: Callable[[], bool]) -> Dea
 
     while not is_over():
         living = {place.process.puid: place for place in places if place.process is not None}
+        if not living:
+            time.sleep(WAIT_SECONDS)
+            continue
         ended, _ = multi_join(list(living), timeout=WAIT_SECONDS)
         for puid, code in ended or ():
             if is_over():

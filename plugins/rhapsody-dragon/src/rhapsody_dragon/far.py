@@ -48,6 +48,7 @@ class Kind(IntEnum):
     STARTED = 10  # what was started lately is up
     SKIP = 11  # do not begin this task
     LEFT_OUT = 12  # it will not begin
+    CLAIM = 13  # a unit of Batch begins, if the answer on the queue that follows is RUN; without a queue it begins
 
 
 def send(put: Callable[[bytes], Any], place: int, unit: int, kind: Kind, data: bytes | memoryview = b"") -> None:
@@ -215,23 +216,20 @@ def work(place: int, inbox: Any, control: Any, outbox: Any, progress: str | None
         reporter.end(worker.run_batch(bytes(data), reporter.report, reporter.claim))
 
 
-def run_unit(place: int, unit: int, payload: bytes, outbox: Any) -> None:
-    """Run one unit and report its frames; the body of a Batch function."""
-    rest = worker.run_batch(payload, lambda frame: send(outbox.put, place, unit, Kind.FRAME, frame))
-    if rest:
-        send(outbox.put, place, unit, Kind.FRAME, rest)
-
-
-def run_alone(place: int, unit: int, payload: bytes, outbox: Any, path: Sequence[str]) -> None:
-    """Run one unit in a process of its own; the body of a V1 function."""
-    extend_path(path)
-    run_unit(place, unit, payload, outbox)
-    send(outbox.put, place, unit, Kind.END)
-
-
 def extend_path(path: Sequence[str]) -> None:
     """Make the user's modules importable, after the interpreter's own."""
     sys.path.extend(entry for entry in path if entry not in sys.path)
+
+
+def name_task(session: str, uid: str) -> bytes:
+    """What a request to stop an executable says."""
+    return f"{session}\n{uid}".encode()
+
+
+def stop_task(name: bytes) -> None:
+    """Serve such a request; the end is waited for elsewhere, so that the next request is served meanwhile."""
+    session, uid = name.decode().split("\n", 1)
+    threading.Thread(target=worker.stop, args=(session, uid), daemon=True).start()
 
 
 def _listen(control: Any, reporter: Reporter) -> None:
@@ -245,8 +243,6 @@ def _listen(control: Any, reporter: Reporter) -> None:
         elif kind == Kind.SKIP:
             reporter.leave_out(unit, data.decode())
         elif kind == Kind.TERMINATE:
-            session, uid = data.decode().split("\n", 1)
-            # Its end is waited for elsewhere, so that the next request is served meanwhile.
-            threading.Thread(target=worker.stop, args=(session, uid), daemon=True).start()
+            stop_task(data)
         elif kind == Kind.STOP:
             return

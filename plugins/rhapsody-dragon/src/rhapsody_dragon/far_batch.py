@@ -13,7 +13,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from .far import Joiner, Kind, extend_path, run_alone, run_unit, send
+from .far import Joiner, Kind, extend_path, send
+from .far_unit import run_alone, run_wanted
 
 #: Seconds that the polling thread blocks in Batch's poll before it looks whether Batch is still there.
 POLL_SECONDS: Final = 1.0
@@ -30,6 +31,7 @@ class Request(NamedTuple):
         plan: the processes: how many, target, arguments, keywords.
         timeout: seconds; None for no limit.
         pmi: how ranks find each other; None for not at all.
+        is_program: whether a payload that a worker runs is of an executable.
     """
 
     kind: str
@@ -37,6 +39,7 @@ class Request(NamedTuple):
     plan: Sequence[tuple[int, str, Sequence[str], dict[str, Any]]] = ()
     timeout: float | None = None
     pmi: str | None = None
+    is_program: bool = False
 
 
 def host(
@@ -110,12 +113,14 @@ class _Host:
 
         options: dict[str, Any] = {} if request.timeout is None else {"timeout": request.timeout}
         if request.kind == "function":
-            return self._batch.options(**options).function(run_unit, 0, unit, request.payload, self._outbox)
+            return self._batch.options(**options).function(
+                run_wanted, unit, request.payload, self._outbox, request.is_program
+            )
         templates = []
         for count, target, args, keywords in request.plan:
             if request.payload:
                 template = ProcessTemplate(
-                    target=run_alone, args=(0, unit, request.payload, self._outbox, self._path), **keywords
+                    target=run_alone, args=(unit, request.payload, self._outbox, self._path), **keywords
                 )
             else:
                 template = ProcessTemplate(target=target, args=list(args), **keywords)
@@ -161,7 +166,8 @@ class _Host:
         task = self._units.get(unit)
         if task is not None:
             try:
-                task.cancel(timeout=10.0)
+                if task.cancel(timeout=10.0):
+                    self._tell(unit, "stopping", None)
             except Exception:  # whatever becomes of the task is told when it ends
                 pass
 

@@ -39,7 +39,7 @@ from rhapsody.plugin import (
 )
 
 from .deaths import deaths_anywhere, deaths_here, end_process
-from .far import HEAD, Joiner, Kind, send, work
+from .far import HEAD, Joiner, Kind, name_task, send, work
 from .units import Place, Progress, Unit, destroy
 
 #: Seconds for the workers to be up (measured: 0.9 for two; they are Python processes that import Dragon).
@@ -439,7 +439,7 @@ class WorkerGroup:
 
     def _stop(self, place: Place, number: int, task: ComputeTask) -> None:
         if task.function is None:
-            self._outgoing.put((place, place.control, Kind.TERMINATE, number, f"{self._session}\n{task.uid}".encode()))
+            self._outgoing.put((place, place.control, Kind.TERMINATE, number, name_task(self._session, task.uid)))
         else:
             self._outgoing.put((place, place.control, Kind.KILL, number, task.uid.encode()))
 

@@ -54,6 +54,10 @@ class Program:
             self.task, folder, stdin=stdin, stdout=str(self._out), stderr=str(self._err), marker=self.marker
         )
 
+    def has_begun(self) -> bool:
+        """Whether Dragon has started it: then there is a file for its output."""
+        return self._out.exists()
+
     def outcome(self, code: int, started_at: float | None, ran_on: str | None) -> Outcome:
         """Read what it wrote, and remove what was not captured for the user."""
         captured = self.task.capture_stdio

@@ -1,0 +1,101 @@
+"""What the user's side knows of a unit in the hands of Dragon's Batch, and how it reads the unit's end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any, Final
+
+from rhapsody.errors import TaskCanceledError, TaskExecutionError, WorkerLostError
+from rhapsody.plugin import ComputeTask, Outcome, TaskBatch, TaskState
+
+from .programs import Program
+
+#: The exceptions that Batch raises inside a function, and what they mean.
+INTERRUPTIONS: Final = {"_FunctionTaskCancelled": "canceled", "_FunctionTaskTimedOut": "timeout"}
+
+
+class Run:
+    """A unit of Batch, which is one task.
+
+    Attributes:
+        program: its files, where Dragon itself starts its processes.
+        asks: whether a worker of Batch runs it, which asks before it begins.
+        sent_at: when Batch got it, in seconds since the epoch; None before.
+        begun_at: when it was seen to run; None before.
+        worker: the number of the worker that runs it; None if no worker of Batch does.
+        answers: the queue on which that worker listens.
+        canceled: whether a cancel has met it.
+        stopping: whether Batch has agreed to stop it.
+    """
+
+    def __init__(self, batch: TaskBatch) -> None:
+        self.batch = batch
+        self.task: ComputeTask = batch.tasks[0]
+        self.program: Program | None = None
+        self.asks = False
+        self.sent_at: float | None = None
+        self.begun_at: float | None = None
+        self.worker: int | None = None
+        self.answers: Any = None
+        self.canceled = False
+        self.stopping = False
+
+    def recall(self) -> None:
+        """Take it back from a Batch that has not begun it; it can be sent to another."""
+        self.sent_at = None
+        self.stopping = False
+
+    @property
+    def can_be_withdrawn(self) -> bool:
+        """Whether a word of ours is enough for it never to begin."""
+        return self.sent_at is None or (self.asks and self.begun_at is None)
+
+    def judge(self, outcome: Outcome) -> Outcome:
+        """Name the end of a function in which Batch raised an exception of its own to stop it."""
+        how = INTERRUPTIONS.get(type(outcome.exception).__name__)
+        return outcome if how is None else self.outcome(how)
+
+    def outcome(self, how: str, value: Any = None, ran_on: str | None = None) -> Outcome:
+        """What became of it, if no frame of it arrived before.
+
+        Args:
+            how: "canceled", "timeout", "ended", "failed" or "refused": Batch's own word.
+            value: the exit code, or a list of them, of what ended; otherwise the reason.
+            ran_on: the host, where it is known.
+        """
+        uid = self.task.uid
+        error: Exception
+        if how == "canceled" or (self.canceled and self.program is not None):
+            error = TaskCanceledError(f"task {uid} was canceled")
+        elif how == "timeout" or (how == "ended" and self._has_timed_out(value)):
+            timeout = (self.task.backend_options or {}).get("timeout", 0)
+            error = TimeoutError(f"task {uid} did not end within {timeout:g} seconds")
+        elif how == "ended" and self.program is not None:
+            code = next((int(code) for code in _codes(value) if code), 0)
+            return self.program.outcome(code, self.begun_at or self.sent_at, ran_on)
+        elif how == "ended":
+            error = WorkerLostError(f"task {uid}: the process that ran it ended without a result ({value!r})")
+        elif self.program is not None or how == "refused":
+            error = TaskExecutionError(uid, None, reason=f"Dragon's Batch did not run it: {value}")
+        else:
+            error = WorkerLostError(f"task {uid}: the Batch worker that ran it failed: {value}")
+        return self.failed(error)
+
+    def failed(self, error: Exception) -> Outcome:
+        """End it with an error, or with CANCELED if the error says so, and remove its files."""
+        if self.program is not None:
+            self.program.remove()
+        state = TaskState.CANCELED if isinstance(error, TaskCanceledError) else TaskState.FAILED
+        return Outcome(self.task.uid, state, exception=error, started_at=self.begun_at, ended_at=time.time())
+
+    def _has_timed_out(self, value: Any) -> bool:
+        """Whether Batch ended its processes for their time: it signals them, and tells of no other reason."""
+        timeout = (self.task.backend_options or {}).get("timeout")
+        if timeout is None or self.sent_at is None or time.time() - self.sent_at < timeout:
+            return False
+        return any(code in (-signal.SIGTERM, -signal.SIGKILL) for code in _codes(value))
+
+
+def _codes(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,84 @@
+"""What runs on Dragon's Batch: jobs and templates, and in stream mode everything."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rhapsody.api import CancelResult, ComputeTask, Session, TaskState
+from rhapsody.errors import TaskExecutionError
+from rhapsody_dragon.v3 import DragonExecutionBackendV3
+
+pytestmark = [pytest.mark.engine("dragon"), pytest.mark.usefixtures("dragon"), pytest.mark.timeout(180)]
+
+
+def run(backend: Any, tmp_path: Path, *tasks: ComputeTask) -> list[ComputeTask]:
+    async def main() -> None:
+        async with Session([backend], work_dir=tmp_path) as session:
+            await session.submit_tasks(tasks)
+            await session.wait_tasks(tasks)
+
+    asyncio.run(main())
+    return list(tasks)
+
+
+def test_batch_runs_a_template_and_a_job_and_says_how_they_ended(tmp_path: Path) -> None:
+    one, job = run(
+        DragonExecutionBackendV3(num_workers=1),
+        tmp_path,
+        ComputeTask(
+            executable="/bin/sh",
+            arguments=["-c", "pwd; echo $A >&2; exit 3"],
+            backend_options={"process_template": {"cwd": "/", "env": {"A": "green"}}},
+        ),
+        ComputeTask(executable="cat", stdin="in", backend_options={"process_templates": [(1, {})], "pmi": None}),
+    )
+    assert (one.exit_code, one.stdout, one.stderr) == (3, "/\n", "green\n")
+    assert isinstance(one.exception, TaskExecutionError)
+    assert (job.exit_code, job.stdout) == (0, "in")
+    assert not list(Path.cwd().glob("ddict_orc_*"))
+
+
+def test_stream_mode_runs_each_task_as_a_unit_of_batch(tmp_path: Path) -> None:
+    tasks = run(
+        DragonExecutionBackendV3(disable_batch_submission=True),
+        tmp_path,
+        *(ComputeTask(function=abs, args=(-n,)) for n in range(3)),
+        ComputeTask(executable="echo", arguments=["hi"]),
+    )
+    assert [task.return_value for task in tasks[:3]] == [0, 1, 2]
+    assert tasks[3].stdout == "hi\n"
+
+
+def test_programs_that_wait_in_batch_are_queued_and_are_canceled_with_the_one_that_runs(tmp_path: Path) -> None:
+    tasks = [
+        ComputeTask(
+            executable="/bin/sh",
+            arguments=["-c", f"echo $$ > {tmp_path}/{number}; exec sleep 300"],
+            backend_options={"process_template": {}},
+        )
+        for number in range(4)
+    ]
+
+    async def main() -> tuple[list[TaskState], list[CancelResult]]:
+        backend = DragonExecutionBackendV3(num_workers=1)
+        async with Session([backend], work_dir=tmp_path) as session:
+            await session.submit_tasks(tasks)
+            async with asyncio.timeout(90):
+                while not list(tmp_path.glob("[0-3]")):
+                    await asyncio.sleep(0.1)
+            await asyncio.sleep(2.0)  # for reports that should not come, and one that should
+            states = [task.state for task in tasks]
+            told = await session.cancel_tasks(tasks)
+        return states, [told[task.uid] for task in tasks]
+
+    states, told = asyncio.run(main())
+    began = [(tmp_path / str(number)).exists() for number in range(4)]
+    assert [state is TaskState.RUNNING for state in states] == began
+    assert {task.state for task in tasks} == {TaskState.CANCELED}
+    assert set(told) <= {CancelResult.STOPPED, CancelResult.NEVER_STARTED}
+    for file in tmp_path.glob("[0-3]"):
+        stat = Path("/proc", file.read_text().strip(), "stat")
+        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
