@@ -303,3 +303,20 @@ def test_canceled_tasks_are_passed_over_and_never_counted():
     backlog.put_back(backlog.taken())
     assert backlog.take_while(lambda each: each is not tasks[8]) == [tasks[i] for i in (1, 2, 3, 5, 6, 7)]
     assert len(backlog) == 1
+
+
+def test_executables_share_a_unit_where_the_backend_runs_several_and_are_told_apart_by_their_command_lines():
+    policy = AdaptiveBatching(Batching(target=1.0), executables=True)
+    for number in range(100):
+        policy.observe(ComputeTask(executable="run", arguments=["--seed", number]), 0.001)
+    backlog = Backlog()
+    backlog.free = 0
+    short = [ComputeTask(executable="run", arguments=["--seed", number]) for number in range(1000, 1040)]
+    backlog.add([*short, ComputeTask(executable="run", arguments=["--all"]), *short])
+    first = policy.rhapsody_batch(backlog)
+    assert 1 < len(first) <= 40
+    unit = first
+    while unit[-1] is not short[-1]:
+        unit = policy.rhapsody_batch(backlog)
+    (unknown,) = policy.rhapsody_batch(backlog)
+    assert "--all" in unknown.arguments

@@ -17,7 +17,8 @@ its tail, and must not be guessed long. Hence:
   The share is of seconds and also of tasks: where lengths were guessed badly, no slot has more than its part of them.
 - While slots are free, a unit holds at most what waits divided by the free slots: nothing queues behind something
   while a slot has nothing to do.
-- A task of unknown length, an executable, and a task with resources or options of its own goes alone.
+- A task of unknown length, and a task with resources or options of its own goes alone. An executable does too, unless
+  the backend declares `batch_executables`; then those are taken for the same whose command lines differ in digits only.
 
 `AdaptiveBatching` has no clock and does no I/O; what was measured is told to it. `tests/core/test_batching.py` runs it
 on a simulated engine, and has the figures.
@@ -25,6 +26,7 @@ on a simulated engine, and has the figures.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -57,6 +59,8 @@ _SAMPLE: Final = 64  # waiting tasks that are looked at, to know what waits
 _HORIZON: Final = 2_000  # waiting tasks among which they are chosen
 _FUNCTIONS: Final = 4096  # functions remembered
 _SMALL: Final = frozenset({type(None), bool, int, float, complex})
+_DIGITS: Final = re.compile(r"\d+")
+_LINE: Final = 1000  # characters of a command line by which a program is known
 
 
 class Backlog:
@@ -172,10 +176,11 @@ class _Round:
 
 
 class AdaptiveBatching:
-    """Core's `rhapsody_batch`: groups function tasks by what was learned of them and of the engine.
+    """Core's `rhapsody_batch`: groups tasks by what was learned of them and of the engine.
 
     Args:
         options: what the user set.
+        executables: whether executables are grouped too.
 
     Attributes:
         chose: set when a unit was made here; whoever calls the hook clears it, since a backend may make its own units.
@@ -183,11 +188,12 @@ class AdaptiveBatching:
         task_cost: seconds that it charges for each task in it.
     """
 
-    def __init__(self, options: Batching) -> None:
+    def __init__(self, options: Batching, *, executables: bool = False) -> None:
         self.chose = False
         self.unit_cost: float | None = None
         self.task_cost: float | None = None
         self._options = options
+        self._executables = executables
         self._known: dict[Hashable, _Known] = {}
         self._latest: tuple[Any, _Known] = (None, _Known(0.0))  # function, and what is known of it: they come in rows
         self._round = _Round(0.0, 1, 0, 0)
@@ -197,7 +203,7 @@ class AdaptiveBatching:
         """Take the next unit."""
         self.chose = True
         first, waiting = backlog.peek(), len(backlog)
-        if not self._options.enabled or waiting <= backlog.free or not _may_share(first):
+        if not self._options.enabled or waiting <= backlog.free or not self._may_share(first):
             return backlog.take(1)
         if key_of(first) not in self._known:
             return backlog.take(1)
@@ -217,9 +223,9 @@ class AdaptiveBatching:
 
     def observe(self, task: ComputeTask, seconds: float) -> None:
         """Learn from one call."""
-        if task.function is None:
+        if task.function is None and not self._executables:
             return
-        if task.function is self._latest[0]:
+        if task.function is not None and task.function is self._latest[0]:
             known = self._latest[1]
         else:
             key = key_of(task)
@@ -251,6 +257,10 @@ class AdaptiveBatching:
             self.task_cost = known + (each - known) * tasks / (tasks + _DOUBT)
             charged = max(charged - tasks * self.task_cost, 0.0)
         self.unit_cost = _least(self.unit_cost, charged)
+
+    def _may_share(self, task: ComputeTask) -> bool:
+        may = task.function is not None or self._executables
+        return may and task.resources is None and not task.backend_options
 
     def _plan(self, backlog: Backlog) -> _Round:
         """Decide on the next round of units, one for each slot."""
@@ -288,9 +298,9 @@ class AdaptiveBatching:
 
         def fits(task: ComputeTask) -> bool:
             nonlocal function, known, held, length, size
-            if held >= most or not _may_share(task):
+            if held >= most or not self._may_share(task):
                 return False
-            if task.function is not function:
+            if task.function is None or task.function is not function:
                 function, known = task.function, known_of.get(key_of(task))
             if known is None:
                 return False
@@ -313,8 +323,11 @@ def _least(old: float | None, new: float) -> float:
 
 
 def key_of(task: ComputeTask) -> Any:
-    """Return what stands for a task's function among the learned ones: its code, or else its type."""
+    """Return what stands for a task among the learned ones: a function's code, or else its type; a command line."""
     function: Any = task.function
+    if function is None:
+        line = f"{task.executable} {' '.join(map(str, task.arguments))}"
+        return _DIGITS.sub("0", line[:_LINE])
     if type(function) is FunctionType:
         return function.__code__
     function = getattr(function, "func", function)  # a partial's own
@@ -331,7 +344,3 @@ def size_of(task: ComputeTask) -> int:
             nbytes = getattr(value, "nbytes", None)
             total += nbytes if isinstance(nbytes, int) else sys.getsizeof(value, 64)
     return total
-
-
-def _may_share(task: ComputeTask) -> bool:
-    return task.function is not None and task.resources is None and not task.backend_options

@@ -26,6 +26,8 @@ class BackendCapabilities:
         remote: runs tasks in another process than the user's, so that what they take and return must be picklable.
         cancel_functions: can stop a function that runs.
         cancel_executables: can stop a program that runs.
+        batch_executables: its units may hold several programs, which run one after the other; core then groups short
+            ones as it groups functions.
         ranks: honours `Resources.ranks` and `cores_per_rank` above 1.
         gpus: honours `Resources.gpus_per_rank`.
         memory: honours `Resources.memory`.
@@ -37,6 +39,7 @@ class BackendCapabilities:
     remote: bool = True
     cancel_functions: bool = False
     cancel_executables: bool = False
+    batch_executables: bool = False
     ranks: bool = False
     gpus: bool = False
     memory: bool = False
@@ -55,7 +58,7 @@ class Deadlines:
 
 @attrs.frozen(kw_only=True)
 class Batching:
-    """How the default `rhapsody_batch` groups function tasks.
+    """How the default `rhapsody_batch` groups tasks: functions, and executables where `batch_executables` is declared.
 
     Attributes:
         enabled: False makes every task a unit of its own.

@@ -53,7 +53,7 @@ class BackendHooks:
         """Take the next unit off the backlog: the tasks that the engine will run as one. Optional.
 
         Called whenever tasks wait and there is room, and again for the next, so that each decision uses what was
-        just learned. The default groups functions by what they proved to take (`rhapsody.batching`).
+        just learned. The default groups tasks by what they proved to take (`rhapsody.batching`).
 
         Returns: what `backlog.take` gave, at least one task. None leaves this unit to the default.
         Raises: nothing.

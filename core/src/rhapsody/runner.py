@@ -79,7 +79,7 @@ class BackendRunner:
         self._session = session
         self._work_dir = work_dir
         self._on_abandoned = on_abandoned
-        batching = AdaptiveBatching(backend.batching)
+        batching = AdaptiveBatching(backend.batching, executables=backend.capabilities.batch_executables)
         self._hooks = BackendCaller(backend, batching)
         self._flow = TaskFlow(self.name, self._hooks, batching, backend.deadlines, sink=sink, on_lost=self._lost)
         self._context: BackendContext | None = None

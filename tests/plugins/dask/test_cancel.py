@@ -195,3 +195,31 @@ async def test_leaving_by_an_exception_stops_what_runs_on_a_cluster_of_the_users
     await until(lambda: not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "3044"]])
     await asyncio.sleep(1.0)
     assert not (tmp_path / "mark").exists()
+
+
+async def test_short_programs_share_units_and_after_the_close_none_of_a_unit_begins(
+    cluster: LocalCluster, tmp_path: Path, until: Until
+) -> None:
+    script = 'echo x >> "$1/ran"; while [ -e "$1/shut" ]; do sleep 0.05; done'
+
+    def programs(count: int) -> list[ComputeTask]:
+        arguments = ["-c", script, "sh", str(tmp_path)]
+        return [ComputeTask(executable="/bin/sh", arguments=arguments) for _ in range(count)]
+
+    backend = DaskExecutionBackend(cluster=cluster)
+    session = Session(backends=[backend], work_dir=tmp_path)
+    await session.start()
+    known = programs(200)
+    await session.submit_tasks(known)
+    await session.wait_tasks(known, timeout=90)
+    (tmp_path / "shut").touch()
+    tasks = programs(60)
+    await session.submit_tasks(tasks)
+    await until(lambda: sum(task.state is TaskState.RUNNING for task in tasks) == 2)
+    assert max(len(task._unit) for task in tasks if task._unit is not None) > 1
+    await session.close(wait=False)
+    ran = len((tmp_path / "ran").read_text().split())
+    assert ran == 202
+    assert {task.state for task in tasks} == {TaskState.CANCELED}
+    await asyncio.sleep(0.5)  # for programs that should not begin
+    assert len((tmp_path / "ran").read_text().split()) == ran

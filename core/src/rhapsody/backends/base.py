@@ -20,7 +20,7 @@ class ExecutionBackend:
 
     Args:
         name: the name under which tasks choose the backend.
-        batching: how function tasks are grouped: a `Batching`, True or False, the seconds of work in a unit, or a
+        batching: how tasks are grouped: a `Batching`, True or False, the seconds of work in a unit, or a
             mapping of `Batching`'s fields.
 
     Attributes:

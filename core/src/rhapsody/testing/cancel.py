@@ -136,6 +136,40 @@ class CancelTests(SuitePart):
         after = await rig.one(executable="/bin/sh", arguments=["-c", "true"])
         must_be(after, TaskState.DONE, "an executable after another was stopped")
 
+    @conforms("stops a running executable", needs="executables cancel_executables")
+    async def test_of_programs_that_may_share_a_unit_the_one_that_runs_is_stopped(self, rig: Rig) -> None:
+        """Those that were short before may share one; what is behind the stopped one runs as it would have."""
+        life = await rig.shared()
+        folder = rig.new_folder()
+        shut = folder / "shut"
+        script = 'echo ran >> "$1/$2"; while [ -e "$1/shut" ]; do sleep 0.05; done'
+
+        def program(number: int) -> ComputeTask:
+            return ComputeTask(executable="/bin/sh", arguments=["-c", script, "sh", str(folder), number])
+
+        def runs() -> set[int]:
+            return {number for number in range(20, 40) if (folder / str(number)).exists()}
+
+        await rig.finish([program(number) for number in range(20)], life)
+        shut.touch()
+        batch = {number: program(number) for number in range(20, 40)}
+        try:
+            await rig.submit(list(batch.values()), life)
+            await rig.until(runs, "no worker began any of the programs")
+            begun = runs()
+            told = await rig.cancel([batch[number] for number in begun], life)
+        finally:
+            shut.unlink()
+        await rig.ended(list(batch.values()), life)
+        for number, task in batch.items():
+            if number in begun:
+                check(told[task.uid] is CancelResult.STOPPED, f"cancel said {told[task.uid]} of a running program")
+                must_be(task, TaskState.CANCELED, "a running program that was canceled")
+            else:
+                must_be(task, TaskState.DONE, "a program that waited behind one that was canceled")
+            ran = len((folder / str(number)).read_text().splitlines()) if (folder / str(number)).exists() else 0
+            check(ran == 1, f"program number {number} ran {ran} times")
+
     @conforms("stops a running executable", needs="executables", lacks="cancel_executables")
     async def test_a_running_executable_that_cannot_be_stopped_keeps_its_end(self, rig: Rig) -> None:
         """Cancel says CANNOT_STOP, the task is DONE."""

@@ -50,6 +50,7 @@ class DaskExecutionBackend(ExecutionBackend):
     interface_version = 1
     capabilities = BackendCapabilities(
         cancel_executables=True,
+        batch_executables=True,
         gpus=True,
         options=TASK_OPTIONS,
     )

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import dask.config
@@ -315,7 +316,7 @@ class Flight:
         finally:
             for unit in wanted:
                 unit.withdrawals -= 1
-        running: dict[str, dict[int, str]] = defaultdict(dict)
+        running = _by_unit()
         events: list[Event] = []
         for unit, asked in wanted.items():
             for task in asked:
@@ -325,13 +326,13 @@ class Flight:
                     events.append(Outcome(task.uid, TaskState.CANCELED))
                     results[task.uid] = CancelResult.NEVER_STARTED
                 elif task.function is None and unit.worker is not None:
-                    running[unit.worker][unit.number] = task.uid
+                    running[unit.worker][unit.number].append(task.uid)
                 else:
                     results[task.uid] = CancelResult.CANNOT_STOP
         self._context.events.put(events)
         stopped = await stop_executables(self._client, self._token, self._context.session, running)
         for group in running.values():
-            for uid in group.values():
+            for uid in chain.from_iterable(group.values()):
                 results[uid] = CancelResult.STOPPED if uid in stopped else CancelResult.TOO_LATE
         return results
 
@@ -363,11 +364,11 @@ class Flight:
 
     async def _stop_executables(self) -> None:
         """Stop them while there is time; what withstands SIGTERM is ended with its worker."""
-        running: dict[str, dict[int, str]] = defaultdict(dict)
+        running = _by_unit()
         for unit in self._units.values():
             for task in unit.open.values():
                 if task.function is None and unit.worker is not None:
-                    running[unit.worker][unit.number] = task.uid
+                    running[unit.worker][unit.number].append(task.uid)
         async with asyncio.timeout(STOP):
             await stop_executables(self._client, self._token, self._context.session, running)
 
@@ -379,3 +380,8 @@ class Flight:
             await self.workers.tidy()
             # Not by unsubscribe_topic: its message would arrive after this and set the topic up again, for good.
             client._event_handlers.pop(self._token, None)
+
+
+def _by_unit() -> dict[str, dict[int, list[str]]]:
+    """Return a mapping for uids of tasks by address of a worker and number of a unit."""
+    return defaultdict(lambda: defaultdict(list))

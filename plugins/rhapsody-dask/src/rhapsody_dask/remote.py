@@ -120,7 +120,8 @@ class Unit:
         self._begun: set[str] = set()
         self._ended: list[bytes] = []  # frames that have not been reported
         self._large: list[bytes] = []  # frames that are too large to be
-        self._current: tuple[str, float] | None = None  # the running task, until it is reported
+        self._running: str | None = None  # the task that runs
+        self._current: tuple[str, float] | None = None  # the same and its start, until that is reported
         self._armed = False
 
     def claim(self, uid: str) -> bool:
@@ -130,6 +131,7 @@ class Unit:
                 return False
             self._side.ledger.write(self._place, self._number, digest(uid))
             self._begun.add(uid)
+            self._running = uid
             self._current = (uid, time.time())
             if not self._armed:
                 self._armed = True
@@ -139,7 +141,7 @@ class Unit:
     def report(self, frame: bytes) -> None:
         """Keep what a task reported, for the next message."""
         with self._lock:
-            self._current = None
+            self._running = self._current = None
             (self._large if len(frame) > EVENT_LIMIT else self._ended).append(frame)
 
     def withdraw(self, uids: Iterable[str]) -> list[str]:
@@ -148,6 +150,10 @@ class Unit:
             stopped = [uid for uid in uids if uid not in self._begun]
             self._withdrawn.update(stopped)
             return stopped
+
+    def may_run(self, uid: str) -> bool:
+        """Return whether a task runs, or still may."""
+        return uid == self._running or uid not in self._begun
 
     def finish(self, attempt: int | None) -> bytes | None:
         """Report the end of the unit. Returns what is too large for a report."""
@@ -195,9 +201,10 @@ class WorkerSide:
             while len(self._ended) > REMEMBERED:
                 del self._ended[next(iter(self._ended))]
 
-    def is_running(self, number: int) -> bool:
-        """Return whether the unit has begun and not ended."""
-        return number in self._running
+    def may_run(self, number: int, uid: str) -> bool:
+        """Return whether a task of a unit that has begun runs, or still may."""
+        unit = self._running.get(number)
+        return unit is not None and unit.may_run(uid)
 
     def withdraw(self, number: int, uids: list[str]) -> list[str] | None:
         """Withdraw tasks of a unit that has begun, or the unit.
@@ -286,19 +293,20 @@ async def withdraw_on_worker(
     return {number: side.withdraw(number, uids) for number, uids in units.items()}
 
 
-async def stop_on_worker(token: str, session: str, tasks: Mapping[int, str], dask_worker: Worker) -> list[str]:
-    """Stop the executables of these units, one in each. Returns the uids of those that were running."""
+async def stop_on_worker(token: str, session: str, units: Mapping[int, list[str]], dask_worker: Worker) -> list[str]:
+    """Stop executables of units that have begun. Returns the uids of those that were running, or will not run."""
     side = side_of(dask_worker, token)
 
     async def stop(number: int, uid: str) -> bool:
-        while side.is_running(number):  # it may have begun and not yet started its process
+        while side.may_run(number, uid):  # it may have begun and not yet started its process
             if await asyncio.to_thread(rhapsody.worker.stop, session, uid):
                 return True
             await asyncio.sleep(0.02)
         return False
 
-    stopped = await asyncio.gather(*(stop(number, uid) for number, uid in tasks.items()))
-    return [uid for uid, was_running in zip(tasks.values(), stopped, strict=True) if was_running]
+    tasks = [(number, uid) for number, uids in units.items() for uid in uids]
+    stopped = await asyncio.gather(*(stop(number, uid) for number, uid in tasks))
+    return [uid for (_, uid), was_running in zip(tasks, stopped, strict=True) if was_running]
 
 
 def ignore_interrupts(client_pid: int) -> None:

@@ -95,7 +95,7 @@ async def _ask_worker(
 
 
 async def stop_executables(
-    client: Client, token: str, session: str, running: Mapping[str, Mapping[int, str]]
+    client: Client, token: str, session: str, running: Mapping[str, Mapping[int, list[str]]]
 ) -> set[str]:
     """Stop programs. Returns the uids of the tasks whose program was running.
 
@@ -103,11 +103,11 @@ async def stop_executables(
         client: connected.
         token: names the backend on the cluster.
         session: uid of the session.
-        running: by address of a worker and number of a unit, the uid of its one task.
+        running: by address of a worker and number of a unit, the uids of its tasks.
     """
 
-    async def stop(worker: str, tasks: Mapping[int, str]) -> list[str]:
-        answer = await client.run(remote.stop_on_worker, token, session, tasks, workers=[worker], on_error="ignore")
+    async def stop(worker: str, units: Mapping[int, list[str]]) -> list[str]:
+        answer = await client.run(remote.stop_on_worker, token, session, units, workers=[worker], on_error="ignore")
         return answer.get(worker) or []
 
     answers = await asyncio.gather(*(stop(worker, tasks) for worker, tasks in running.items()))

@@ -40,7 +40,7 @@ class DragonExecutionBackendV2(DragonBackend):
         BackendConfigurationError: unknown resources, or unusable values.
     """
 
-    capabilities = BackendCapabilities(cancel_functions=True, cancel_executables=True)
+    capabilities = BackendCapabilities(cancel_functions=True, cancel_executables=True, batch_executables=True)
 
     def __init__(
         self, resources: Mapping[str, Any] | None = None, name: str = "dragon_v2", *, batching: Any = None

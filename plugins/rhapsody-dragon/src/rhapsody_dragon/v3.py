@@ -60,7 +60,9 @@ class DragonExecutionBackendV3(DragonBackend):
         BackendConfigurationError: unusable values.
     """
 
-    capabilities = BackendCapabilities(cancel_functions=True, cancel_executables=True, ranks=True, options=OPTIONS)
+    capabilities = BackendCapabilities(
+        cancel_functions=True, cancel_executables=True, batch_executables=True, ranks=True, options=OPTIONS
+    )
 
     def __init__(
         self,
