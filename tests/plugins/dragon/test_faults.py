@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rhapsody.api import ComputeTask, Session, TaskState
+from rhapsody.api import CancelResult, ComputeTask, Session, TaskState
 from rhapsody.errors import SerializationError, TaskExecutionError, UnsupportedError, WorkerLostError
 from rhapsody_dragon.v1 import DragonExecutionBackendV1
 from rhapsody_dragon.v2 import DragonExecutionBackendV2
@@ -121,6 +121,29 @@ def test_a_limit_of_time_ends_the_processes_of_a_program(tmp_path: Path) -> None
     )
     assert isinstance(task.exception, TimeoutError)
     assert task.exit_code == -15
+
+
+def test_what_v1_has_started_ahead_is_gone_at_once_when_it_is_canceled(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Session([DragonExecutionBackendV1({"slots": 1})], work_dir=tmp_path) as session:
+            first = ComputeTask(executable="sleep", arguments=["300"])
+            ahead = [
+                ComputeTask(executable="touch", arguments=[tmp_path / "ran"]),
+                ComputeTask(function=os.mkdir, args=(str(tmp_path / "made"),)),
+            ]
+            await session.submit_tasks([first, *ahead])
+            async with asyncio.timeout(60):
+                while first.state is not TaskState.RUNNING:
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(1.0)  # by then they wait at their gates
+            told = await session.cancel_tasks(ahead)
+            assert set(told.values()) == {CancelResult.NEVER_STARTED}
+            assert {task.state for task in ahead} == {TaskState.CANCELED}
+            assert (await session.cancel_tasks([first]))[first.uid] is CancelResult.STOPPED
+
+    asyncio.run(main())
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "made").exists()
 
 
 def test_ranks_run_side_by_side_and_fail_together(tmp_path: Path) -> None:

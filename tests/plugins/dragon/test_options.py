@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from rhapsody.api import ComputeTask, Resources
 from rhapsody.errors import UnsupportedError
 from rhapsody_dragon.options import KEEP, check, launches, output_of, ranks_of
+from rhapsody_dragon.programs import Gate, Program
 
 KNOWN = frozenset({"timeout", "pmi", "process_template", "process_templates"})
 
@@ -81,6 +84,30 @@ def test_process_templates_make_one_job_of_different_programs(tmp_path: Path) ->
     assert (second.processes, Path(second.args[3]).name, second.args[4:]) == (2, "sh", ("own",))
     assert first.keywords["cwd"] == str(tmp_path)
     assert second.keywords["env"]["A"] == "1"
+
+
+def test_a_program_behind_a_gate_begins_when_that_opens_and_reads_its_own_input(tmp_path: Path) -> None:
+    task = ComputeTask(executable="sh", arguments=["-c", "cat; echo $0", "last word"], stdin="in ")
+    program = Program(task, "session", tmp_path)
+    with Gate(tmp_path / "gate") as gate:
+        (launch,) = program.plan(str(tmp_path), gate)
+        process = subprocess.Popen([launch.target, *launch.args], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.3)
+        gate.open()
+        out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "in last word\n")
+    assert not (tmp_path / "gate").exists()
+
+
+def test_a_program_whose_gate_goes_away_never_begins(tmp_path: Path) -> None:
+    program = Program(ComputeTask(executable="touch", arguments=[tmp_path / "ran"]), "session", tmp_path)
+    with Gate(tmp_path / "gate") as gate:
+        (launch,) = program.plan(str(tmp_path), gate)
+        process = subprocess.Popen([launch.target, *launch.args])
+        time.sleep(0.3)  # it has opened the pipe
+    assert process.wait(timeout=30) != 0
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

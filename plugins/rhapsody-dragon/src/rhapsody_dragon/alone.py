@@ -23,9 +23,16 @@ def pack(payload: bytes, path: list[str]) -> bytes:
 
 
 def main() -> None:
-    """Run the batch of the first file, and leave its frames in the second once they are complete."""
-    source, target = map(Path, sys.argv[1:3])
+    """Run the batch of the first file, and leave its frames in the second once they are complete.
+
+    A third argument is a gate: a named pipe of which a line is read before.
+    """
+    source, target, *gates = map(Path, sys.argv[1:])
     path, payload = pickle.loads(source.read_bytes())
+    for gate in gates:
+        with gate.open("rb", buffering=0) as pipe:
+            if not pipe.read(1):  # nobody is left who could open it
+                return
     extend_path(path)
     frames = worker.run_batch(payload)
     unfinished = target.with_suffix(".part")

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from .deaths import deaths_anywhere, deaths_here, end_process
+from .deaths import KILL_DEADLINE, deaths_anywhere, deaths_here, end_process
 from .far import HEAD, Joiner, Kind, send
 from .far_batch import host
 from .local import wait_for_end
@@ -19,6 +19,8 @@ from .units import Place, destroy
 BATCH_DEADLINE: Final = 60.0
 #: Seconds for Batch to leave in order, before its process is killed.
 LEAVE_DEADLINE: Final = 6.0
+#: Seconds that `close` takes at most, which kills what does not leave.
+CLOSE_DEADLINE: Final = LEAVE_DEADLINE + KILL_DEADLINE + 4.0
 #: Seconds for a message to be taken by the process.
 PUT_DEADLINE: Final = 60.0
 
@@ -94,6 +96,8 @@ class BatchHost:
     def close(self) -> str | None:
         """End Batch and what runs on it; bounded in time. Returns what went wrong, if anything."""
         self._closing = True
+        self._problem = self._problem or "it is being closed"
+        self._up.set()
         if self._gone or self._process is None:
             return None
         try:

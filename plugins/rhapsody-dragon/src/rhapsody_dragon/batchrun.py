@@ -38,12 +38,11 @@ from rhapsody.plugin import (
     TaskState,
 )
 
-from .batchhost import BatchHost, Message
+from .batchhost import CLOSE_DEADLINE, BatchHost, Message
 from .batchunit import Run
 from .far import HEAD, Kind, name_task
 from .far_batch import Request
 from .options import TEMPLATE, ranks_of
-from .pool import WAIT_SECONDS
 from .programs import Program, marker_of, signal_task
 
 #: Seconds for which a cancel waits for Batch to have stopped a task.
@@ -99,6 +98,7 @@ class BatchRuns:
         self._spoiled = False
         self._idle_since: float | None = None  # the spoiled one
         self._closing = False
+        self._gone = False
 
     # -- the life of Batch -------------------------------------------------------------------------------------------
 
@@ -106,7 +106,7 @@ class BatchRuns:
         """Start Batch and wait until it is up.
 
         Raises:
-            BackendStartError: it did not come up.
+            BackendStartError: it did not come up, or is no longer wanted.
         """
         with self._lock:
             if self._host is None and not self._closing:
@@ -119,7 +119,9 @@ class BatchRuns:
                     lose=self._lose,
                 )
                 self._host.start()
-        if self._host is not None and (problem := self._host.wait_until_up()) is not None:
+        host = self._host
+        problem = "it is being closed" if self._closing or host is None else host.wait_until_up()
+        if problem is not None:
             raise BackendStartError(f"backend {self._context.backend!r}: Dragon's Batch did not start: {problem}")
 
     def close(self) -> None:
@@ -134,14 +136,14 @@ class BatchRuns:
             host = self._host
         problem = self._end_host(host) if host is not None else None
         if self._feeder is not None:
-            self._feeder.join(WAIT_SECONDS + 1.0)
+            self._feeder.join(CLOSE_DEADLINE)
         self._scratch.cleanup()
         if problem is not None:
             raise BackendShutdownError(f"backend {self._context.backend!r}: the process of Dragon's Batch {problem}")
 
     def runtime_lost(self) -> None:
         """The runtime is gone: nothing of it may be touched."""
-        self._closing = True
+        self._gone = True
         if self._host is not None:
             self._host.runtime_lost()
 
@@ -187,16 +189,18 @@ class BatchRuns:
             return
         try:
             self.start()
+            self._send(run)
+        except Exception as error:
+            if self._gone:  # the loss of the backend settles it
+                return
             if self._closing:
                 self._end(run, "canceled")
+            elif isinstance(error, FileNotFoundError):
+                self._fail(run, TaskExecutionError(run.task.uid, None, reason=str(error)))
+            elif isinstance(error, BackendStartError):
+                self._fail(run, error)
             else:
-                self._send(run)
-        except FileNotFoundError as error:
-            self._fail(run, TaskExecutionError(run.task.uid, None, reason=str(error)))
-        except BackendStartError as error:
-            self._fail(run, error)
-        except Exception as error:
-            self._fail(run, SubmitError(f"task {run.task.uid}: {error}"))
+                self._fail(run, SubmitError(f"task {run.task.uid}: {error}"))
 
     def _send(self, run: Run) -> None:
         assert self._host is not None
@@ -268,7 +272,7 @@ class BatchRuns:
             elif run is not None and run.sent_at is not None:
                 self._end(run, how, value)
         elif kind is Kind.GONE:
-            for run in [run for run in self._runs.values() if run.worker == unit]:
+            for run in [run for run in list(self._runs.values()) if run.worker == unit]:
                 self._fail(run, WorkerLostError(f"task {run.task.uid}: the worker of Dragon's Batch that ran it died"))
             self._orders.put(self._spoil)
 
@@ -283,6 +287,7 @@ class BatchRuns:
         except Exception as error:  # the worker has died with its queue
             if run is not None:
                 self._end(run, "failed", f"it cannot be answered: {type(error).__name__}: {error}")
+            self._orders.put(self._spoil)
 
     def _begin(self, run: Run, worker: int | None = None, answers: Any = None) -> bool:
         """Report that a unit runs; False if it has ended, or was canceled or recalled before."""
@@ -322,11 +327,11 @@ class BatchRuns:
             "worker_lost", backend=self._context.backend, then="Batch is replaced once it is idle"
         )
         with self._deciding:
-            self._hold([run for run in self._runs.values() if run.sent_at is not None and run.can_be_withdrawn])
+            self._hold([run for run in self._there() if run.can_be_withdrawn])
 
     def _renew(self) -> None:
         """Put another Batch in the place of a spoiled one that is idle, and send it what was held."""
-        there = [run for run in self._runs.values() if run.sent_at is not None]
+        there = self._there()
         if self._closing or any(run.begun_at is not None for run in there):
             self._idle_since = None
             return
@@ -344,6 +349,9 @@ class BatchRuns:
         held, self._held = self._held, []
         for run in held:
             self._launch(run)
+
+    def _there(self) -> list[Run]:
+        return [run for run in list(self._runs.values()) if run.sent_at is not None]
 
     def _hold(self, runs: list[Run]) -> None:
         for run in runs:

@@ -31,6 +31,7 @@ KEEP: Final = 8 * 2**20
 # `exec` keeps the pid, so it is the program that Dragon watches and signals; without this, a program would inherit a
 # pipe that nobody writes to and nobody closes.
 _WITH_STDIN: Final = 'exec "$@" <"$0"'
+_BEHIND_A_GATE: Final = 'read -r _ <"$1" && shift && exec "$@" <"$0"'
 
 
 class Launch(NamedTuple):
@@ -58,7 +59,14 @@ def ranks_of(task: ComputeTask) -> int:
 
 
 def launches(
-    task: ComputeTask, folder: str, *, stdin: str, stdout: str, stderr: str, marker: Mapping[str, str]
+    task: ComputeTask,
+    folder: str,
+    *,
+    stdin: str,
+    stdout: str,
+    stderr: str,
+    marker: Mapping[str, str],
+    gate: str | None = None,
 ) -> list[Launch]:
     """Translate an executable task.
 
@@ -69,6 +77,7 @@ def launches(
         stdout: file to which Dragon appends what it writes.
         stderr: likewise.
         marker: variables that are added to its environment.
+        gate: a named pipe of which the processes read a line before they begin.
 
     Raises:
         FileNotFoundError: its program, or the folder in which it should run, is not there.
@@ -86,7 +95,8 @@ def launches(
             "stdout": stdout,
             "stderr": stderr,
         }
-        result.append(Launch(count, "/bin/sh", ("-c", _WITH_STDIN, stdin, *argv), keywords))
+        first = ("-c", _WITH_STDIN, stdin) if gate is None else ("-c", _BEHIND_A_GATE, stdin, gate)
+        result.append(Launch(count, "/bin/sh", (*first, *argv), keywords))
     return result
 
 

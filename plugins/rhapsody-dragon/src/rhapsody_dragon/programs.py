@@ -22,6 +22,31 @@ MARKER: Final = "RHAPSODY_DRAGON_TASK"
 _TAIL: Final = 4096
 
 
+class Gate:
+    """Holds back a process of this node that was started ahead of its turn: it reads a line of a named pipe first.
+
+    As a context it is gone afterwards. Who waits at it must have been let through, or killed, by then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __enter__(self) -> Gate:
+        """Make the pipe."""
+        os.mkfifo(self.path)
+        self._pipe = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)  # both ends, so that neither open waits
+        return self
+
+    def open(self) -> None:
+        """Let the process through."""
+        os.write(self._pipe, b"\n")
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the pipe."""
+        os.close(self._pipe)
+        Path(self.path).unlink(missing_ok=True)
+
+
 class Program:
     """The files of one executable task, and its outcome.
 
@@ -38,8 +63,10 @@ class Program:
         self._out, self._err, self._in = (folder / f"{name}.{kind}" for kind in ("out", "err", "in"))
         self._paths = (str(self._out), str(self._err)) if task.capture_stdio else (None, None)
 
-    def plan(self, folder: str) -> list[Launch]:
+    def plan(self, folder: str, gate: Gate | None = None) -> list[Launch]:
         """Write what it reads, and return the processes to start; they run in `folder` where the task names none.
+
+        With a gate they wait at it first.
 
         Raises:
             FileNotFoundError: its program, or the folder in which it should run, is not there.
@@ -51,7 +78,13 @@ class Program:
         for file in (self._out, self._err):
             file.unlink(missing_ok=True)  # Dragon appends
         return launches(
-            self.task, folder, stdin=stdin, stdout=str(self._out), stderr=str(self._err), marker=self.marker
+            self.task,
+            folder,
+            stdin=stdin,
+            stdout=str(self._out),
+            stderr=str(self._err),
+            marker=self.marker,
+            gate=None if gate is None else gate.path,
         )
 
     def has_begun(self) -> bool:

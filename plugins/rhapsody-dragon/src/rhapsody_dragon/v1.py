@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
@@ -32,66 +33,19 @@ from rhapsody.plugin import (
 
 from .alone import COMMAND, pack
 from .backend import DragonBackend, node_policies, read_resources
+from .jobs import Job, Slots
 from .local import wait_for_end
-from .options import check, ranks_of
-from .programs import GRACE, Program, marker_of, root_of, signal_task, stop_task
+from .options import Launch, check, ranks_of
+from .programs import GRACE, Gate, Program, marker_of, root_of, signal_task, stop_task
 from .runtime import DragonRuntime
 from .v2 import warn_once
 
 #: Seconds for which a process is awaited through Dragon, which is quick, before it is awaited through its pidfd.
 SOON: Final = 0.3
+#: Processes that are started ahead of their turn.
+AHEAD: Final = 8
 #: Seconds for the processes that still run at the end to be gone.
 END_DEADLINE: Final = 5.0
-
-
-class Job:
-    """A task and what runs it."""
-
-    def __init__(self, batch: TaskBatch, task: ComputeTask) -> None:
-        self.batch = batch
-        self.task = task
-        self.process: Any = None
-        self.group: Any = None
-        self.started_at: float | None = None
-        self.canceled = False
-        self.timed_out = False
-        self.reported = False
-        self.over = threading.Event()
-
-    def joined(self, seconds: float) -> bool:
-        """Wait for the end of the processes, in the thread that would otherwise wait for them."""
-        try:
-            if self.process is not None:
-                return self.process.join(timeout=seconds) is not None
-            self.group.join(timeout=seconds)
-        except TimeoutError:
-            return False
-        return True
-
-
-class Slots:
-    """Counts what is free; whoever needs several waits its turn, so that it is not overtaken for ever."""
-
-    def __init__(self, count: int) -> None:
-        self._free = count
-        self._turn = 0
-        self._next = 0
-        self._changed = threading.Condition()
-
-    def acquire(self, count: int) -> None:
-        """Block until `count` slots are free and everybody who came before has theirs."""
-        with self._changed:
-            mine, self._next = self._next, self._next + 1
-            self._changed.wait_for(lambda: self._turn == mine and self._free >= count)
-            self._turn += 1
-            self._free -= count
-            self._changed.notify_all()
-
-    def release(self, count: int) -> None:
-        """Give slots back."""
-        with self._changed:
-            self._free += count
-            self._changed.notify_all()
 
 
 class DragonExecutionBackendV1(DragonBackend):
@@ -143,7 +97,7 @@ class DragonExecutionBackendV1(DragonBackend):
         self._scratch = tempfile.TemporaryDirectory(
             prefix="rhapsody-dragon-", dir=dragon.home or self._context.sandbox, ignore_cleanup_errors=True
         )
-        self._context.set_capacity(Capacity(slots=count))
+        self._context.set_capacity(Capacity(slots=count, units=count + min(count, AHEAD) if self._here else count))
 
     @hookimpl
     def rhapsody_validate(self, tasks: Sequence[ComputeTask]) -> None:
@@ -179,12 +133,8 @@ class DragonExecutionBackendV1(DragonBackend):
             self._run(job)
 
     def _run(self, job: Job) -> None:
-        ranks = ranks_of(job.task)
-        self._slots.acquire(ranks)
         try:
-            if job.canceled or self._ended:
-                self._report(job, _canceled(job))
-            elif job.task.function is not None:
+            if job.task.function is not None:
                 self._run_function(job)
             else:
                 self._run_program(job)
@@ -193,22 +143,47 @@ class DragonExecutionBackendV1(DragonBackend):
         except Exception as error:
             reason = f"Dragon did not run it: {type(error).__name__}: {error}"
             self._report(job, _failed(job, TaskExecutionError(job.task.uid, None, reason=reason)))
+
+    @contextlib.contextmanager
+    def _slot(self, job: Job) -> Iterator[bool]:
+        """Hold the slots of a task; False if it is no longer to begin."""
+        ranks = ranks_of(job.task)
+        begins = self._slots.acquire(ranks, job, lambda: self._ended)
+        try:
+            yield begins
         finally:
-            self._slots.release(ranks)
+            if begins:
+                self._slots.release(ranks)
 
     def _run_function(self, job: Job) -> None:
-        from dragon.infrastructure.process_desc import ProcessOptions
-        from dragon.native.process import Process
-
         payload = job.batch.encode()
         if not job.batch.shipped:
             self._forget_job(job)  # its end has been reported
             return
         source, target = (self._folder_of_files() / f"{job.batch.uid}.{kind}" for kind in ("task", "end"))
         source.write_bytes(pack(payload, sys.path))
-        job.process = Process(
+        try:
+            code = self._run_one(job, lambda gate: self._interpreter(job, source, target, gate))
+            outcomes = job.batch.decode(target.read_bytes()) if target.exists() else []
+        finally:
+            for file in (source, target, target.with_suffix(".part")):
+                file.unlink(missing_ok=True)
+        if code is None:
+            outcomes = [_canceled(job)]
+        elif not outcomes:
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            outcomes = [_failed(job, WorkerLostError(f"task {job.task.uid}: the process that ran it died ({how})"))]
+            self._explain(job, outcomes[0])
+        self._report(job, outcomes[0])
+
+    def _interpreter(self, job: Job, source: Path, target: Path, gate: Gate | None) -> Any:
+        """Return the process of a function, which is to be started."""
+        from dragon.infrastructure.process_desc import ProcessOptions
+        from dragon.native.process import Process
+
+        return Process(
             target=sys.executable,
-            args=["-c", COMMAND, str(source), str(target)],
+            args=["-c", COMMAND, str(source), str(target), *([] if gate is None else [gate.path])],
             cwd=self._folder or ".",
             env={**os.environ, **self._marker(job)},
             stdout=Process.DEVNULL,
@@ -216,44 +191,65 @@ class DragonExecutionBackendV1(DragonBackend):
             policy=self._policy(job),
             options=ProcessOptions(make_inf_channels=True),  # so that the function may use Dragon
         )
-        job.process.start()
-        self._has_started(job)
-        code = self._join(job)
-        outcomes = job.batch.decode(target.read_bytes()) if target.exists() else []
-        for file in (source, target, target.with_suffix(".part")):
-            file.unlink(missing_ok=True)
-        if not outcomes:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            outcomes = [_failed(job, WorkerLostError(f"task {job.task.uid}: the process that ran it died ({how})"))]
-            self._explain(job, outcomes[0])
-        self._report(job, outcomes[0])
 
     def _run_program(self, job: Job) -> None:
         assert self._context is not None
         folder = self._context.sandbox if job.task.capture_stdio else self._folder_of_files()
         program = Program(job.task, self._context.session, folder)
+        where = self._folder or str(Path.cwd())
         try:
-            plan = program.plan(self._folder or str(Path.cwd()))
-            code = self._run_one(job, plan[0]) if ranks_of(job.task) == 1 else self._run_group(job, plan)
+            if ranks_of(job.task) == 1:
+                code = self._run_one(job, lambda gate: self._process(job, program.plan(where, gate)[0]))
+            else:
+                code = self._run_group(job, program.plan(where))
         except BaseException:
             program.remove()
             raise
+        if code is None:
+            program.remove()
+            self._report(job, _canceled(job))
+            return
         outcome = program.outcome(code, job.started_at, self._ran_on(job))
         if job.canceled or job.timed_out:
             outcome.state = TaskState.FAILED
             self._explain(job, outcome)
         self._report(job, outcome)
 
-    def _run_one(self, job: Job, launch: Any) -> int:
+    def _process(self, job: Job, launch: Launch) -> Any:
+        """Return the process of a program, which is to be started."""
         from dragon.native.process import Process
 
-        keywords = {"policy": self._policy(job), **launch.keywords}
-        job.process = Process(target=launch.target, args=list(launch.args), **keywords)
-        job.process.start()
-        self._has_started(job)
-        return self._join(job)
+        return Process(target=launch.target, args=list(launch.args), **{"policy": self._policy(job), **launch.keywords})
 
-    def _run_group(self, job: Job, plan: Sequence[Any]) -> int:
+    def _run_one(self, job: Job, make: Callable[[Gate | None], Any]) -> int | None:
+        """Run one process to its end, and return its exit code; None if it was canceled before it began.
+
+        On this node it is started ahead, while others have the slots, and waits at a gate: Dragon takes 13 ms to start
+        a process, and an interpreter is not ready for another 0.3 s.
+        """
+        with contextlib.ExitStack() as stack:
+            gate = stack.enter_context(Gate(self._folder_of_files() / f"{job.batch.uid}.gate")) if self._here else None
+            job.process = make(gate)
+            if gate is not None:
+                job.process.start()
+            if not stack.enter_context(self._slot(job)):
+                if gate is not None:
+                    self._signal(job, signal.SIGKILL)
+                    job.process.join()
+                return None
+            if gate is None:
+                job.process.start()
+            else:
+                gate.open()
+            self._has_started(job)
+            return self._join(job)
+
+    def _run_group(self, job: Job, plan: Sequence[Launch]) -> int | None:
+        """Run several processes to their end, and return the first exit code that is not 0; None as above."""
+        with self._slot(job) as begins:
+            return self._start_group(job, plan) if begins else None
+
+    def _start_group(self, job: Job, plan: Sequence[Launch]) -> int:
         from dragon.infrastructure.facts import PMIBackend
         from dragon.native.process import ProcessTemplate
         from dragon.native.process_group import ProcessGroup
@@ -350,12 +346,11 @@ class DragonExecutionBackendV1(DragonBackend):
         """End the processes of tasks."""
         uids = {task.uid for task in tasks}
         jobs = [job for job in list(self._jobs.values()) if job.task.uid in uids]
-        for job in jobs:
-            job.canceled = True
-        results = {job.task.uid: CancelResult.STOPPED for job in jobs if job.started_at is not None}
-        running = [job for job in jobs if job.started_at is not None]
+        self._slots.cancel(jobs)
+        running = [job for job in jobs if job.begun]
         await asyncio.gather(*(asyncio.to_thread(self._end_processes, job) for job in running))
-        waiting = {job.task.uid: CancelResult.NEVER_STARTED for job in jobs if job.started_at is None}
+        results = {job.task.uid: CancelResult.STOPPED for job in running}
+        waiting = {job.task.uid: CancelResult.NEVER_STARTED for job in jobs if not job.begun}
         return dict.fromkeys(uids, CancelResult.TOO_LATE) | waiting | results
 
     def _end_processes(self, job: Job) -> None:
@@ -388,6 +383,7 @@ class DragonExecutionBackendV1(DragonBackend):
             return
         for _ in range(self._threads):
             self._queue.put(None)
+        self._slots.cancel(())  # wakes who waits
         if self._runtime is None or self._runtime.lost is None:
             jobs = list(self._jobs.values())
             for job in jobs:
