@@ -52,9 +52,9 @@ class DragonExecutionBackendV3(DragonBackend):
         disable_batch_submission: stream mode.
         batching: see `rhapsody.plugin.ExecutionBackend`; for batch mode.
 
-    Canceling: a plain function ends with its worker, which is replaced; a plain executable gets SIGTERM, and SIGKILL
-    after three seconds. Batch drops what waits in it and ends the processes of a job; in a function on Batch it raises
-    an exception at the next line of Python, so one that sleeps or computes in C goes on and keeps its real end.
+    Canceling: what waits never runs. A function of the group ends with its worker, which is replaced; an executable of
+    any worker gets SIGTERM, and SIGKILL after three seconds. Batch ends the processes of a job; in a function on Batch
+    it raises an exception at the next line of Python, so one that sleeps or computes in C goes on to its real end.
 
     Raises:
         BackendConfigurationError: unusable values.
