@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from rhapsody.api import CancelResult, ComputeTask, Session, TaskState
-from rhapsody.errors import TaskExecutionError
+from rhapsody.errors import TaskExecutionError, WorkerLostError
+from rhapsody.testing import die
 from rhapsody_dragon.v3 import DragonExecutionBackendV3
 
 pytestmark = [pytest.mark.engine("dragon"), pytest.mark.usefixtures("dragon"), pytest.mark.timeout(180)]
@@ -82,3 +83,18 @@ def test_programs_that_wait_in_batch_are_queued_and_are_canceled_with_the_one_th
     for file in tmp_path.glob("[0-3]"):
         stat = Path("/proc", file.read_text().strip(), "stat")
         assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_after_the_death_of_a_worker_of_batch_its_task_has_failed_and_all_others_run_once(tmp_path: Path) -> None:
+    def sign(path: str) -> None:
+        with Path(path).open("a") as file:
+            file.write("x")
+
+    signing = [ComputeTask(function=sign, args=(str(tmp_path / str(number)),)) for number in range(12)]
+    victim = ComputeTask(function=die)
+    program = ComputeTask(executable="echo", arguments=["hi"], backend_options={"process_template": {}})
+    run(DragonExecutionBackendV3(disable_batch_submission=True), tmp_path, *signing[:6], victim, *signing[6:], program)
+    assert isinstance(victim.exception, WorkerLostError)
+    assert {task.state for task in signing} == {TaskState.DONE}
+    assert [(tmp_path / str(number)).read_text() for number in range(12)] == ["x"] * 12
+    assert program.stdout == "hi\n"

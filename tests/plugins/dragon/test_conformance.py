@@ -53,9 +53,10 @@ class TestV3(BackendConformanceTests):
 @pytest.mark.timeout(480)
 class TestV3Stream(BackendConformanceTests):
     title = "dragon (V3, stream)"
-    patience = 120.0  # Batch takes a quarter of a second for a unit, and begins anew after the death of a worker
-    many = 40
-    kill_worker = staticmethod(die)
+    patience = 120.0
+    many = (
+        40  # Batch takes a quarter of a second for a unit; and the death of a worker has a test of its own (test_batch)
+    )
 
     @pytest.fixture(scope="class")
     @classmethod

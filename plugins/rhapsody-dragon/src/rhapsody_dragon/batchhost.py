@@ -65,6 +65,7 @@ class BatchHost:
         self._answers: dict[bytes, tuple[Any, int]] = {}  # by claim: the queue on which the worker waits, and its place
         self._places: list[Place] = []
         self._closing = False
+        self._dead = False  # its process, by itself
         self._gone = False
 
     # -- its life ----------------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ class BatchHost:
         self._closing = True
         self._problem = self._problem or "it is being closed"
         self._up.set()
-        if self._gone or self._process is None:
+        if self._gone or self._process is None or self._dead:  # a dead one may hold a lock of the queues for good
             return None
         try:
             self._inbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=1.0)
@@ -155,6 +156,8 @@ class BatchHost:
             try:
                 message = joiner.feed(self._outbox.get(timeout=WAIT_SECONDS))
             except queue.Empty:
+                if self._dead and self._closing:
+                    return
                 continue
             except Exception as error:
                 if not self._closing:
@@ -181,9 +184,13 @@ class BatchHost:
             wait_for_end(pid, None)
         else:
             self._process.join()
-        if not self._closing and not self._gone:
-            self._problem = self._problem or "its process ended"
-            self._up.set()
+        if self._closing or self._gone:
+            return
+        self._dead = True
+        was_up = self._up.is_set() and self._problem is None
+        self._problem = self._problem or "its process ended"
+        self._up.set()
+        if was_up:
             self._lose("the process that held Dragon's Batch ended")
 
     def _watch_workers(self) -> None:

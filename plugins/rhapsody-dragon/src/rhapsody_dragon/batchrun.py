@@ -205,7 +205,7 @@ class BatchRuns:
     def _send(self, run: Run) -> None:
         assert self._host is not None
         request = self._request(run)
-        if run.task.is_final:  # it could not be encoded, which has been reported
+        if not run.batch.shipped:  # it could not be encoded, which has been reported
             self._runs.pop(run.batch.uid, None)
             return
         with self._deciding:
