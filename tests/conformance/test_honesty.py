@@ -148,3 +148,12 @@ def test_a_line_of_the_table_tells_that_tests_were_left_out() -> None:
     functions, executables = reports.summarize([(about, "passed", "")], tests)["mine"]
     assert (functions["result"], functions["detail"]) == ("proven in part", "1 of 2 tests were not run")
     assert (executables["result"], executables["detail"]) == ("not tried", "its tests were not run")
+
+
+def test_the_line_of_ten_thousand_tasks_tells_when_there_were_fewer() -> None:
+    about = {"backend": "mine", "proves": "back-pressure: 10,000 tasks", "refuses": False, "test": "test_one"}
+    tests = {"back-pressure: 10,000 tasks": {"test_one"}}
+    (few,) = reports.summarize([({**about, "many": 40}, "passed", "")], tests)["mine"]
+    (all_of_them,) = reports.summarize([({**about, "many": 10_000}, "passed", "")], tests)["mine"]
+    assert (few["result"], few["detail"]) == ("proven", "with 40 tasks")
+    assert (all_of_them["result"], all_of_them["detail"]) == ("proven", "")

@@ -54,9 +54,7 @@ class TestV3(BackendConformanceTests):
 class TestV3Stream(BackendConformanceTests):
     title = "dragon (V3, stream)"
     patience = 120.0
-    many = (
-        40  # Batch takes a quarter of a second for a unit; and the death of a worker has a test of its own (test_batch)
-    )
+    many = 40  # Batch takes a quarter of a second for each; the death of its worker is in test_batch
 
     @pytest.fixture(scope="class")
     @classmethod

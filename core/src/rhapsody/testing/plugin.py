@@ -44,7 +44,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     for kind in getattr(owner, "__mro__", ()):  # the author may have put an xfail over the suite's own
         about = getattr(vars(kind).get(name), "_rhapsody_conformance", None)
         if about is not None:
-            item.user_properties.append((_KEY, {**about, "test": name, "backend": owner.title or owner.__name__}))
+            whose = {"backend": owner.title or owner.__name__, "many": owner.many}
+            item.user_properties.append((_KEY, {**about, **whose, "test": name}))
             return
 
 

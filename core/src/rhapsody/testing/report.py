@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, str]
 
+_MANY = 10_000  # tasks; a suite whose author asks for fewer says so in the row that names the number
+
 
 def verdict(report: pytest.TestReport) -> tuple[str, str]:
     """Return how a test ended, and why where it did not pass."""
@@ -72,8 +74,13 @@ def _row(ends: list[tuple[Mapping[str, Any], str, str]], names: set[str]) -> Row
         return {"result": "not tried", "tests": "0", "detail": "; ".join(reasons)}
     result = "refused" if all(about["refuses"] for about in passed) else "proven"
     left_out = len(names - {str(about["test"]) for about, _, _ in ends})
-    detail = f"{left_out} of {len(names)} tests were not run" if left_out else ""
+    detail = f"{left_out} of {len(names)} tests were not run" if left_out else _fewer(passed[0])
     return {"result": f"{result} in part" if left_out else result, "tests": str(len(passed)), "detail": detail}
+
+
+def _fewer(about: Mapping[str, Any]) -> str:
+    many = int(about.get("many", _MANY))
+    return f"with {many} tasks" if many < _MANY and f"{_MANY:,}" in about["proves"] else ""
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -103,7 +110,7 @@ def matrix(results: Mapping[str, list[Row]]) -> str:
         for backend, rows in results.items():
             row = next((row for row in rows if row["what"] == what), None)
             cells.append("-" if row is None else shown.get(row["result"], row["result"]))
-            if row is not None and row["result"] not in ("proven", "refused", "not tried"):
+            if row is not None and row["detail"] and row["result"] != "not tried":
                 notes.append(f"- **{backend}**, {what}: {row['detail']}")
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *notes]).rstrip() + "\n"
