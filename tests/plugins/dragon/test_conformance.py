@@ -20,6 +20,13 @@ too_few_cores_for_ranks = pytest.mark.xfail(
 )
 
 
+#: Only with several Batches one after the other and side by side in one runtime; each alone passes.
+runtime_may_end = pytest.mark.xfail(
+    reason="Dragon 0.15 has been seen to end the runtime by itself (fatal exception) when several Batches come and go",
+    strict=False,
+)
+
+
 class TestV2(BackendConformanceTests):
     title = "dragon_v2"
     patience = 30.0
@@ -66,6 +73,18 @@ class TestV3Stream(BackendConformanceTests):
     @too_few_cores_for_ranks
     def test_declared_ranks_are_started(self, rhapsody_rig):
         super().test_declared_ranks_are_started(rhapsody_rig)
+
+    @runtime_may_end
+    def test_leaving_one_session_in_the_middle_ends_its_tasks_and_harms_no_other(self, rhapsody_rig):
+        super().test_leaving_one_session_in_the_middle_ends_its_tasks_and_harms_no_other(rhapsody_rig)
+
+    @runtime_may_end
+    def test_no_file_descriptor_is_left(self, rhapsody_rig):
+        super().test_no_file_descriptor_is_left(rhapsody_rig)
+
+    @runtime_may_end
+    def test_every_report_until_the_end_keeps_the_contract(self, rhapsody_rig):
+        super().test_every_report_until_the_end_keeps_the_contract(rhapsody_rig)
 
 
 class TestV1(BackendConformanceTests):
