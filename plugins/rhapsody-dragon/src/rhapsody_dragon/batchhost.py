@@ -15,7 +15,7 @@ from .local import wait_for_end
 from .pool import QUEUE_SIZE, WAIT_SECONDS
 from .units import Place, destroy
 
-#: Seconds for Batch to be up (measured: 7 on two cores, 20 on a busy machine, over 60 beside another on a very busy one).
+#: Seconds for Batch to be up (measured: 7 on two cores, over 60 on busy ones with another Batch beside it).
 BATCH_DEADLINE: Final = 150.0
 #: Seconds for Batch to leave in order, before its process is killed.
 LEAVE_DEADLINE: Final = 6.0
