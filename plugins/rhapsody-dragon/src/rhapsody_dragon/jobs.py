@@ -44,13 +44,16 @@ class Slots:
         self._queue: deque[object] = deque()
         self._changed = threading.Condition()
 
-    def acquire(self, count: int, job: Job, is_over: Callable[[], bool]) -> bool:
+    def acquire(self, count: int, job: Job, is_over: Callable[[], bool], *, wait: bool = True) -> bool:
         """Block until `count` slots are free and everybody who came before has theirs, and begin the job.
 
-        Returns False, without any slots, as soon as the job is canceled or all `is_over`.
+        Returns False, without any slots, as soon as the job is canceled or all `is_over`; with `wait=False` also where
+        it would block.
         """
         me = object()
         with self._changed:
+            if not wait and (self._queue or self._free < count):
+                return False
             self._queue.append(me)
             self._changed.wait_for(lambda: job.canceled or is_over() or (self._queue[0] is me and self._free >= count))
             self._queue.remove(me)

@@ -145,10 +145,10 @@ class DragonExecutionBackendV1(DragonBackend):
             self._report(job, _failed(job, TaskExecutionError(job.task.uid, None, reason=reason)))
 
     @contextlib.contextmanager
-    def _slot(self, job: Job) -> Iterator[bool]:
+    def _slot(self, job: Job, *, wait: bool = True) -> Iterator[bool]:
         """Hold the slots of a task; False if it is no longer to begin."""
         ranks = ranks_of(job.task)
-        begins = self._slots.acquire(ranks, job, lambda: self._ended)
+        begins = self._slots.acquire(ranks, job, lambda: self._ended, wait=wait)
         try:
             yield begins
         finally:
@@ -228,11 +228,13 @@ class DragonExecutionBackendV1(DragonBackend):
         a process, and an interpreter is not ready for another 0.3 s.
         """
         with contextlib.ExitStack() as stack:
-            gate = stack.enter_context(Gate(self._folder_of_files() / f"{job.batch.uid}.gate")) if self._here else None
+            gate = None
+            if self._here and not stack.enter_context(self._slot(job, wait=False)):
+                gate = stack.enter_context(Gate(self._folder_of_files() / f"{job.batch.uid}.gate"))
             job.process = make(gate)
             if gate is not None:
                 job.process.start()
-            if not stack.enter_context(self._slot(job)):
+            if not job.begun and not stack.enter_context(self._slot(job)):
                 if gate is not None:
                     self._signal(job, signal.SIGKILL)
                     job.process.join()
