@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rhapsody.hooks import REQUIRED
+from rhapsody.hooks import AWAITED, REQUIRED
 from rhapsody.hookspecs import BackendHooks, ObserverHooks
 from sphinx.application import Sphinx
 
 _INTRODUCTION = """# Hooks
 
 This page is made from `rhapsody.hookspecs`; [the architecture](../explanation/architecture.md) says why the hooks are
-these. An implementation is a method with the marker `rhapsody.plugin.hookimpl`. It may be a plain function or a
-coroutine function, and may leave out arguments that it does not use. Hooks are called for batches of tasks, never for
-single ones.
+these. An implementation is a method with the marker `rhapsody.plugin.hookimpl`, and may leave out arguments that it
+does not use. Where it says so, a hook may be `async def`; the others are called and not awaited, and an `async def` is
+refused when the backend or the observer is taken in. Hooks are called for batches of tasks, never for single ones.
 """
 
 
@@ -39,7 +39,8 @@ def render() -> str:
 
 
 def _section(name: str, function: Callable[..., Any]) -> str:
-    need = "Required." if name in REQUIRED else "Optional."
+    need = "Required" if name in REQUIRED else "Optional"
+    need += "; may be `async def`." if name in AWAITED else "."
     signature = str(inspect.signature(function)).replace("(self, ", "(").replace("(self)", "()").replace("'", "")
     return f"### `{name}`\n\n```{{code-block}} python\n{name}{signature}\n```\n\n*{need}*\n\n{_prose(function)}"
 

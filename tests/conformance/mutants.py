@@ -354,6 +354,30 @@ class SaysStoppedOfWhatRunsOn(Mutant):
         return {task.uid: CancelResult.STOPPED for task in tasks}
 
 
+@mutant("test_a_cancel_whose_caller_gives_up_loses_no_task", "has reported no Outcome")
+class ReportsWhatItStoppedOnlyWhenItReturns(Mutant):
+    executor = "processes"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Event] = []
+
+    def tamper(self, event: Event) -> Sequence[Event]:
+        if not isinstance(event, Outcome) or event.state is not TaskState.CANCELED:
+            return [event]
+        self.kept.append(event)
+        return []
+
+    @hookimpl
+    async def rhapsody_cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
+        assert self._context is not None
+        results = await super().rhapsody_cancel(tasks)
+        await asyncio.sleep(0.2)
+        kept, self.kept = self.kept, []
+        self._context.events._channel.put(kept)  # type: ignore[attr-defined]
+        return results
+
+
 @mutant("test_what_is_said_of_a_canceled_waiting_task_is_true", "take it out of the queue")
 class SaysNeverStartedOfWhatWillRun(Mutant):
     @hookimpl

@@ -276,6 +276,47 @@ def test_large_arguments_limit_a_unit_and_a_huge_one_travels_alone():
     assert max(count for count, _ in sizes) > 1
 
 
+class Odd(dict):
+    """Its attributes are its items; one that is missing is a KeyError, which nobody expects of an attribute."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+    def __sizeof__(self):
+        return self["size"]
+
+    def __str__(self):
+        return self["text"]
+
+    def __call__(self):
+        raise AssertionError("nothing runs here")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"function": A, "args": (0.0, Odd())},
+        {"function": A, "args": (0.0, Odd(nbytes=None))},
+        {"function": Odd()},
+        {"function": Odd(func=Odd())},
+        {"function": Odd(func=types.SimpleNamespace(__code__=["no code"]))},
+        {"executable": "true", "arguments": [Odd()]},
+    ],
+)
+def test_an_object_whose_attributes_cannot_be_asked_for_disturbs_no_unit(odd):
+    policy, backlog = AdaptiveBatching(Batching(), executables=True), Backlog()
+    odds = [ComputeTask(**odd) for _ in range(40)]
+    for each in [task(0.0), odds[0]] * 100:
+        policy.observe(each, 0.000001)
+    backlog.add([*odds, *(task(0.0) for _ in range(40))])
+    backlog.free = 0
+    sizes = []
+    while len(backlog):
+        sizes.append(len(policy.rhapsody_batch(backlog)))
+    assert sum(sizes) == 80
+    assert max(sizes) > 1
+
+
 def test_options_set_the_seconds_and_the_tasks_of_a_unit_or_switch_batching_off():
     tasks = lambda: [task(0.001) for _ in range(2000)]  # noqa: E731  # three times the same
     off = Engine(2, 0.01, options=Batching(enabled=False))

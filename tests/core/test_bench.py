@@ -1,6 +1,7 @@
 import json
 from contextlib import contextmanager
 
+import click
 import pytest
 from click.testing import CliRunner
 from rhapsody import measure
@@ -78,3 +79,24 @@ def test_the_metg_is_where_the_curve_falls_through_one_half():
 
 def test_a_spread_is_a_median_and_a_range():
     assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
+
+
+def test_the_arguments_of_a_backend_may_be_json_that_holds_commas(monkeypatch):
+    given = []
+
+    def build(name, options):
+        given.append((name, options))
+        raise click.ClickException("that is all")
+
+    monkeypatch.setattr("rhapsody.cli.bench.build_backend", build)
+    for text in (
+        'dask,resources={"n_workers":2, "threads_per_worker":1},name=a',
+        "processes,max_workers=2,initargs=[1,[2,3]]",
+        "dask",
+    ):
+        CliRunner().invoke(group, ["bench", "-b", text])
+    assert given == [
+        ("dask", ['resources={"n_workers":2, "threads_per_worker":1}', "name=a"]),
+        ("concurrent", ["executor=processes", "max_workers=2", "initargs=[1,[2,3]]"]),
+        ("dask", []),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import multiprocessing
 import os
 import resource
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rhapsody import worker
 from rhapsody.api import (
     BackendConfigurationError,
     CancelResult,
@@ -125,6 +127,14 @@ async def test_processes_run_beside_the_program_and_beside_each_other() -> None:
     assert {int(str(task.ran_on).rpartition(":")[2]) for task in tasks} == pids
 
 
+async def test_a_worker_has_the_import_path_of_the_program_without_what_is_no_text(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "path", [tmp_path, *sys.path, "/somewhere"])
+    (task,) = await run(local("processes", 1), ComputeTask(function=lambda: sys.path))
+    assert task.return_value == sys.path[1:]
+
+
 async def test_tasks_do_not_share_what_one_of_them_changes() -> None:
     shared = [0] * 1000
 
@@ -135,6 +145,77 @@ async def test_tasks_do_not_share_what_one_of_them_changes() -> None:
     tasks = await run(local("processes", 1), *(ComputeTask(function=append, args=(shared,)) for _ in range(200)))
     assert {task.return_value for task in tasks} == {1001}
     assert len(shared) == 1000
+
+
+SCRIPT = """
+import functools
+
+class Counter:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return self.calls
+
+    def call(self):
+        return self()
+
+def count(calls):
+    calls.append(1)
+    return len(calls)
+
+def make():
+    calls = []
+    return lambda: count(calls)
+
+method, instance, partial, closure = Counter().call, Counter(), functools.partial(count, []), make()
+model = None
+
+def load_once():
+    global model
+    loads = model is None
+    model = model or "loaded"
+    return loads
+"""
+
+
+@pytest.fixture
+def script() -> dict[str, Any]:
+    """What a script has defined: all of it travels by value."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(SCRIPT, names)
+    return names
+
+
+@pytest.mark.parametrize("name", ["method", "instance", "partial", "closure"])
+async def test_tasks_do_not_share_what_their_function_carries(script: dict[str, Any], name: str) -> None:
+    tasks = await run(local("processes", 1), *(ComputeTask(function=script[name]) for _ in range(4)))
+    assert [task.return_value for task in tasks] == [1] * 4
+
+
+async def test_what_a_plain_function_keeps_in_a_global_is_there_for_the_next_task(script: dict[str, Any]) -> None:
+    tasks = await run(local("processes", 1), *(ComputeTask(function=script["load_once"]) for _ in range(4)))
+    assert sum(task.return_value for task in tasks) == 1
+
+
+def test_a_worker_keeps_plain_functions_and_classes_and_nothing_that_carries_data(script: dict[str, Any]) -> None:
+    functions = {name: value for name, value in script.items() if callable(value)}
+    functions |= {"a builtin": len, "a method of a builtin": [].append}
+    pickles = {name: worker.dumps(value) for name, value in functions.items()}
+    kept = {
+        name for name, pickled in pickles.items() if worker._load_function(pickled) is worker._load_function(pickled)
+    }
+    assert kept == {"a builtin", "Counter", "count", "make", "load_once"}
+
+
+@pytest.mark.parametrize(("count", "size"), [(1000, 10), (200, 2**20)])
+def test_what_a_worker_keeps_is_bounded_in_number_and_in_bytes(count: int, size: int) -> None:
+    for number in range(count):
+        text = f"{number:{size}}"
+        worker._load_function(worker.dumps(eval("lambda: text", {"__name__": "__main__", "text": text})))
+    assert 0 < len(worker._kept) <= 256
+    assert sum(map(len, worker._kept)) < 2**26 + 2**21
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -323,6 +404,28 @@ async def test_forty_executables_need_few_file_descriptors() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert {task.state for task in tasks} == {TaskState.DONE}
+
+
+async def test_executables_run_and_stop_where_the_system_tells_of_no_death(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    pid_file = tmp_path / "pid"
+    async with local() as session:
+        good = ComputeTask(executable=f"sleep 300 & echo $! > {pid_file}; echo done", shell=True)
+        bad = ComputeTask(executable="sh", arguments=["-c", "exit 7"])
+        await session.submit_tasks([good, bad])
+        await session.wait_tasks([good, bad], timeout=60)
+        assert (good.state, good.stdout, bad.exit_code) == (TaskState.DONE, "done\n", 7)
+        await _gone(int(pid_file.read_text()))
+        long = ComputeTask(executable="sleep", arguments=[600])
+        await session.submit_tasks([long])
+        while long.state is not TaskState.RUNNING:
+            await asyncio.sleep(0.005)
+        assert await session.cancel_tasks([long]) == {long.uid: CancelResult.STOPPED}
 
 
 # -- cancel ----------------------------------------------------------------------------------------------------------

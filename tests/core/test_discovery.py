@@ -356,3 +356,43 @@ def test_the_command_line_lists_all_of_it_with_reasons(install: Install, monkeyp
         assert says in row["note"]
         assert distribution in row["note"]
         assert (row["distribution"], row["version"]) == (distribution, "1.2.3")
+
+
+OBSERVERS = """
+    from rhapsody.plugin import hookimpl
+
+    class Sound:
+        told = []
+        @hookimpl
+        def rhapsody_session_opened(self, session):
+            self.told.append(session.uid)
+
+    class Unknown:
+        @hookimpl
+        def rhapsody_session_began(self, session):
+            pass
+
+    class Coroutine:
+        @hookimpl
+        async def rhapsody_session_opened(self, session):
+            pass
+
+    class Failing:
+        def __init__(self):
+            raise ValueError("no room")
+"""
+
+
+async def test_installed_observers_are_told_and_unsound_ones_are_logged_and_left_out(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["Sound", "Unknown", "Coroutine", "Failing", "Missing"]
+    points = "\n".join(f"{name} = watching:{name}" for name in names)
+    install("watching", OBSERVERS, entry_points=f"[rhapsody.observers]\n{points}\n")
+    async with Session() as session:
+        pass
+    import watching
+
+    assert watching.Sound.told == [session.uid]
+    log = caplog.text
+    assert [name for name in names if f"watching:{name}" in log] == names[1:]

@@ -97,6 +97,14 @@ async def test_a_backend_in_use_cannot_join_a_second_session_until_the_first_is_
         await future
 
 
+async def test_a_session_that_cannot_have_a_backend_leaves_it_to_its_owner_and_the_others_free() -> None:
+    backend, other = ConcurrentExecutionBackend(), ConcurrentExecutionBackend(name="other")
+    async with Session(backends=[backend], uid="same"):
+        with pytest.raises(InvalidBackendError, match="belongs to session same"):
+            await Session(backends=[other, backend], uid="same").start()
+        assert (backend.is_attached, other.is_attached) == (True, False)
+
+
 async def test_two_sessions_at_once_do_not_disturb_each_other() -> None:
     async with Session() as one, Session() as two:
         first, second = tasks_of(200, uid=None), tasks_of(200)
@@ -189,10 +197,38 @@ async def test_what_is_no_task_is_refused(bad: Any) -> None:
             await session.submit_tasks([ComputeTask(function=square), bad])
 
 
-async def test_a_task_that_was_not_put_in_a_list_is_refused_with_a_hint() -> None:
+@pytest.mark.parametrize("method", ["submit_tasks", "wait_tasks", "cancel_tasks"])
+@pytest.mark.parametrize("given", [ComputeTask(function=square), {"function": square}, "task.1", 7])
+async def test_what_is_no_list_of_tasks_is_refused_with_a_hint(method: str, given: Any) -> None:
     async with Session() as session:
-        with pytest.raises(InvalidTaskError, match="a list of tasks"):
-            await session.submit_tasks(ComputeTask(function=square))  # type: ignore[arg-type]
+        with pytest.raises(InvalidTaskError, match=f"{method} takes a list of tasks, not"):
+            await getattr(session, method)(given)
+
+
+@pytest.mark.parametrize("method", ["submit_tasks", "cancel_tasks"])
+async def test_nothing_instead_of_a_list_of_tasks_is_refused(method: str) -> None:
+    async with Session() as session:
+        with pytest.raises(InvalidTaskError, match=f"{method} takes a list of tasks, not None"):
+            await getattr(session, method)(None)
+
+
+@pytest.mark.parametrize("method", ["wait_tasks", "cancel_tasks"])
+async def test_futures_where_tasks_belong_are_refused_and_harm_nobody(method: str) -> None:
+    async with Session() as session:
+        tasks = tasks_of(2)
+        futures = await session.submit_tasks(tasks)
+        with pytest.raises(InvalidTaskError, match=f"{method} takes the tasks that were submitted, not <Future"):
+            await getattr(session, method)(futures)
+        await session.wait_tasks(tasks)
+        assert [future.result() for future in futures] == tasks
+
+
+async def test_what_is_no_task_is_refused_by_a_stream() -> None:
+    async with Session() as session:
+        with pytest.raises(InvalidTaskError, match="as_completed takes tasks and mappings, not 3"):
+            _ = [task async for task in session.as_completed([3])]  # type: ignore[list-item]
+        with pytest.raises(InvalidTaskError, match="as_completed takes a list of tasks, not 3"):
+            session.as_completed(3)  # type: ignore[arg-type]
 
 
 async def test_a_closed_session_takes_nothing() -> None:

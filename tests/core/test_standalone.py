@@ -6,11 +6,13 @@ import asyncio
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from rhapsody.api import InvalidTaskError
+from rhapsody.api import BackendStartError, InvalidTaskError
 from rhapsody.backends import ConcurrentExecutionBackend
+from rhapsody.errors import UnclosedSessionWarning
+from rhapsody.plugin import BackendContext, hookimpl
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -156,6 +158,48 @@ async def test_captured_output_goes_to_the_engine_s_folder(tmp_path: Path) -> No
     (task,) = await engine.run(executable("task.1", "echo", "hello", capture_stdio=True))
     assert Path(task["stdout"]).read_text() == "hello\n"
     assert Path(task["stdout"]).parent == tmp_path / "engine.0000"
+    await backend.shutdown()
+
+
+async def test_a_start_that_failed_is_tried_again_by_the_next_submit() -> None:
+    class Licensed(ConcurrentExecutionBackend):
+        licenses: ClassVar[list[str]] = []
+
+        @hookimpl
+        async def rhapsody_init(self, context: BackendContext) -> None:
+            if not self.licenses:
+                raise RuntimeError("no license")
+            await super().rhapsody_init(context)
+
+    backend = Licensed(max_workers=1)
+    engine = Engine(backend)
+    for _ in range(2):
+        with pytest.raises(BackendStartError, match="no license"):
+            await engine.submit(function("task.1", pow, 2, 5))
+    backend.licenses.append("one")
+    (task,) = await engine.run(function("task.2", pow, 2, 5))
+    assert task["return_value"] == 32
+    await backend.shutdown()
+
+
+def test_a_backend_whose_loop_ended_without_a_shutdown_serves_the_next_loop() -> None:
+    backend = ConcurrentExecutionBackend(max_workers=1)
+
+    async def run(shut_down: bool) -> Any:
+        (task,) = await Engine(backend).run(function("task.1", pow, 2, 5))
+        if shut_down:
+            await backend.shutdown()
+        return task["return_value"]
+
+    with pytest.warns(UnclosedSessionWarning):
+        asyncio.run(run(shut_down=False))
+    assert asyncio.run(run(shut_down=True)) == 32
+
+
+async def test_an_engine_may_ask_for_captured_output_of_a_function_which_has_none() -> None:
+    backend = ConcurrentExecutionBackend(max_workers=1)
+    (task,) = await Engine(backend).run(function("task.1", pow, 2, 5, capture_stdio=True))
+    assert (task["return_value"], task["stdout"]) == (32, None)
     await backend.shutdown()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from rhapsody.api import ComputeTask, InvalidTaskError, Resources, Session, Sess
         ({"function": print, "executable": "/bin/true"}, "both a function and an executable"),
         ({"function": "print"}, "function must be callable"),
         ({"function": print, "arguments": ["x"]}, "takes args and kwargs"),
+        ({"function": print, "stdin": "x"}, "has a function and stdin"),
+        ({"function": print, "cwd": "/", "shell": True}, "has a function and cwd, shell"),
+        ({"function": print, "environment": {"A": "1"}}, "has a function and environment"),
+        ({"function": print, "capture_stdio": True}, "has a function and capture_stdio"),
         ({"executable": "/bin/true", "args": (1,)}, "takes arguments"),
         ({"executable": ""}, "executable must not be empty"),
         ({"executable": 3}, "executable must be str or Path"),
@@ -29,6 +35,10 @@ from rhapsody.api import ComputeTask, InvalidTaskError, Resources, Session, Sess
         ({"executable": "/bin/true", "cwd": 1}, "cwd must be str or Path"),
         ({"executable": "/bin/true", "shell": "yes"}, "shell must be bool"),
         ({"executable": "/bin/true", "resources": {"ranks": 2}}, "resources must be Resources"),
+        ({"function": print, "resources": {"ranks": 2}}, "resources must be Resources"),
+        ({"function": print, "backend": ["x"]}, "backend must be str"),
+        ({"function": print, "backend_options": [1]}, "backend_options must be Mapping"),
+        ({"function": print, "shell": ""}, "shell must be bool"),
     ],
 )
 def test_a_description_that_makes_no_sense_is_refused_where_it_is_written(
@@ -75,6 +85,17 @@ async def test_waiting_for_a_task_that_was_never_submitted_says_so() -> None:
 def test_the_result_of_a_task_that_has_not_ended_says_so() -> None:
     with pytest.raises(SessionError, match="has not ended"):
         ComputeTask(function=print).result()
+
+
+async def test_a_task_that_failed_can_be_pickled_and_copied() -> None:
+    async with Session() as session:
+        task = ComputeTask(function=int, args=("no number",))
+        await session.submit_tasks([task])
+        await session.wait_tasks()
+    for other in (pickle.loads(pickle.dumps(task)), copy.copy(task)):
+        assert (other.uid, other.state, other.args) == (task.uid, "FAILED", ("no number",))
+        with pytest.raises(ValueError, match="no number"):
+            other.result()
 
 
 async def test_several_may_await_one_task_and_one_may_give_up() -> None:

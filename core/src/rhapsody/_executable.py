@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ._guard import Guard, kill_group
+from ._guard import Guard, death_of, kill_group
 
 KEEP: Final = 8 * 2**20  # bytes kept of the beginning, and as many of the end, of each stream held in memory
 GRACE: Final = 3.0  # seconds from SIGTERM to SIGKILL
 Key = tuple[str, str]  # session and task: two sessions of one process may use the same uid
 
 _CHUNK: Final = 65536
+_LOOK_MS: Final = 20  # between two looks for the end of a program, where no descriptor tells of it
 _ERROR_TAIL: Final = 4096
 
 
@@ -172,7 +173,7 @@ def _follow(process: subprocess.Popen[bytes], execution: _Running, command: Comm
         execution.began(process.pid)
         guard.watch(process.pid)
         _drive(process, {stream.fileno(): sink for stream, sink in captured.items()})
-    except OSError as error:  # no descriptor is left to follow it, or no guard can be started: it must not run on
+    except OSError as error:  # no guard can be started, or its output cannot be read: it must not run on
         return Finished(None, problem=f"could not run {command.argv[0]!r}: {error}", stopped=execution.stopped)
     finally:
         execution.over()
@@ -251,17 +252,14 @@ def _drive(process: subprocess.Popen[bytes], sinks: dict[int, _Captured]) -> Non
     for fd in sinks:
         os.set_blocking(fd, False)
         poll.register(fd, select.POLLIN)
-    if hasattr(os, "pidfd_open"):
-        death = os.pidfd_open(process.pid)
+    death = death_of(process.pid)
+    if death is not None:
         poll.register(death, select.POLLIN)
-        wait_ms = None
-    else:  # no descriptor tells of a death here: look every 20 ms
-        death, wait_ms = -1, 20
     try:
         alive = True
         while alive:
-            ready = poll.poll(wait_ms)
-            alive = not (any(fd == death for fd, _ in ready) if wait_ms is None else has_ended(process))
+            ready = poll.poll(None if death is not None else _LOOK_MS)
+            alive = not (has_ended(process) if death is None else any(fd == death for fd, _ in ready))
             for fd, _ in ready:
                 if fd != death and _drain(fd, sinks[fd]):
                     poll.unregister(fd)
@@ -269,7 +267,7 @@ def _drive(process: subprocess.Popen[bytes], sinks: dict[int, _Captured]) -> Non
         for fd, sink in sinks.items():
             _drain(fd, sink)
     finally:
-        if death >= 0:
+        if death is not None:
             os.close(death)
 
 

@@ -145,20 +145,31 @@ def kill_group(group: int, signum: int) -> bool:
     return True
 
 
+def death_of(pid: int) -> int | None:
+    """Return a descriptor that can be read once the process has ended, to be closed by the caller.
+
+    None where there is no such thing: with an old kernel, in a container that forbids it, with no descriptor left, or
+    because the process is gone. Then one has to look.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
 def _listen(parent: int) -> tuple[set[int], bool]:
     """Follow what the parent names, until it ends. Returns the groups that are left, and whether it ended in order."""
     groups: set[int] = set()
     poll, death = select.poll(), select.poll()
     poll.register(0, select.POLLIN)
     wait_ms: float | None = _LOOK * 1000
-    if hasattr(os, "pidfd_open"):
-        try:
-            fd = os.pidfd_open(parent)
-            poll.register(fd, select.POLLIN)
-            death.register(fd, select.POLLIN)
-            wait_ms = None
-        except OSError:  # it is dead already, or the kernel is too old for this: looking will tell
-            pass
+    fd = death_of(parent)
+    if fd is not None:  # otherwise looking will tell
+        poll.register(fd, select.POLLIN)
+        death.register(fd, select.POLLIN)
+        wait_ms = None
     rest, over = b"", False
     while not over:
         over = os.getppid() != parent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -23,6 +23,7 @@ from .runner import BackendRunner, Phase
 from .states import TaskState
 from .task import ComputeTask
 
+Item = TypeVar("Item")
 Backends = Iterable[ExecutionBackend | str] | Mapping[str, ExecutionBackend | str] | ExecutionBackend | str
 
 
@@ -60,20 +61,13 @@ def route(
         InvalidTaskError, DuplicateTaskError, UnsupportedError, BackendNotFoundError: of the first bad task.
         BackendLostError: the engine of a task's backend is gone.
     """
-    if isinstance(tasks, ComputeTask | Mapping | str):
-        raise InvalidTaskError(f"submit_tasks takes a list of tasks, not {describe(tasks)}")
     default = next(iter(runners.values()))
     seen: set[str] = set()
     routes = Routes([], {})
     accepted, groups = routes.tasks, routes.groups
     special: dict[BackendRunner, list[ComputeTask]] = {}
-    for item in tasks:
-        if type(item) is ComputeTask or isinstance(item, ComputeTask):
-            task = item
-        elif isinstance(item, Mapping):
-            task = ComputeTask.from_dict(item)
-        else:
-            raise InvalidTaskError(f"submit_tasks takes tasks and mappings, not {describe(item)}")
+    for item in several(tasks, "submit_tasks"):
+        task = item if type(item) is ComputeTask else described(item, "submit_tasks")
         if task.state is not TaskState.NEW:
             raise DuplicateTaskError(f"task {task.uid} was submitted before; a task object is submitted once")
         uid = task.uid
@@ -86,12 +80,10 @@ def route(
                 f"task {uid} asks for backend {task.backend!r}; session {session} has {', '.join(runners)}"
             )
         if runner.phase is Phase.LOST:
-            assert runner.error is not None
-            raise runner.error
+            runner.refuse()
         if task.function is None or task.resources is not None or task.backend_options:
             check_capabilities(task, runner)
-            if task.resources is not None or task.backend_options:
-                special.setdefault(runner, []).append(task)
+            special.setdefault(runner, []).append(task)
         elif not runner.backend.capabilities.functions:
             check_capabilities(task, runner)
         accepted.append(task)
@@ -102,6 +94,46 @@ def route(
     for runner, asking in special.items():
         runner.validate(asking)
     return routes
+
+
+def several(tasks: Iterable[Item], method: str) -> Iterable[Item]:
+    """Return what a method of the session was given for several tasks.
+
+    Raises:
+        InvalidTaskError: it is one task, or nothing to iterate over.
+    """
+    if isinstance(tasks, ComputeTask | Mapping | str) or not isinstance(tasks, Iterable):
+        raise InvalidTaskError(f"{method} takes a list of tasks, not {describe(tasks)}")
+    return tasks
+
+
+def described(item: object, method: str) -> ComputeTask:
+    """Return the task that a user gave, or described by a mapping.
+
+    Raises:
+        InvalidTaskError: it is neither.
+    """
+    if isinstance(item, ComputeTask):
+        return item
+    if isinstance(item, Mapping):
+        return ComputeTask.from_dict(item)
+    raise InvalidTaskError(f"{method} takes tasks and mappings, not {describe(item)}")
+
+
+def submitted(tasks: Iterable[ComputeTask], method: str) -> list[ComputeTask]:
+    """Return tasks that a user names once more.
+
+    Raises:
+        InvalidTaskError: what is named is no task; a future, say.
+    """
+    named = list(several(tasks, method))
+    for task in named:
+        if type(task) is not ComputeTask and not isinstance(task, ComputeTask):
+            raise InvalidTaskError(
+                f"{method} takes the tasks that were submitted, not {describe(task)}; "
+                f"what submit_tasks returns is awaited as asyncio's futures are"
+            )
+    return named
 
 
 def check_capabilities(task: ComputeTask, runner: BackendRunner) -> None:

@@ -160,11 +160,15 @@ def command_of(task: ComputeTask, sandbox: Path) -> Command:
         argv=command_line(str(task.executable), [str(argument) for argument in task.arguments], task.shell),
         shell=task.shell,
         cwd=str(task.cwd) if task.cwd is not None else None,
-        environment=dict(task.environment) if task.environment else None,
+        environment={_plain(name): _plain(value) for name, value in (task.environment or {}).items()} or None,
         stdin=task.stdin.encode() if isinstance(task.stdin, str) else task.stdin,
         stdout_path=str(sandbox / f"{name}.out") if task.capture_stdio else None,
         stderr_path=str(sandbox / f"{name}.err") if task.capture_stdio else None,
     )
+
+
+#: What a string says, whatever its class: that of a script's enumeration is not there on a worker.
+_plain = str.__str__
 
 
 def outcome_of(frame: worker.Frame, ran_on: str | None = None) -> Outcome:
@@ -271,7 +275,7 @@ def _exception_of(uid: str, raised: worker.Raised) -> BaseException:
     if not isinstance(error, BaseException):
         return SerializationError(f"task {uid} raised {original}, which is no exception here", raised.type_name)
     error = failure_of(uid, error)
-    error.__cause__ = RemoteTraceback(raised.trace)
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(raised.trace))  # a frozen dataclass forbids its own
     return error
 
 

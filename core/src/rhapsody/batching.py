@@ -33,7 +33,7 @@ from collections.abc import Callable, Hashable, Sequence
 from inspect import isroutine
 from itertools import islice
 from math import ceil, sqrt
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, Final
 
 import attrs
@@ -59,6 +59,7 @@ _SAMPLE: Final = 64  # waiting tasks that are looked at, to know what waits
 _HORIZON: Final = 2_000  # waiting tasks among which they are chosen
 _FUNCTIONS: Final = 4096  # functions remembered
 _SMALL: Final = frozenset({type(None), bool, int, float, complex})
+_UNKNOWN: Final = 64  # bytes that an object is taken for which does not tell
 _DIGITS: Final = re.compile(r"\d+")
 _LINE: Final = 1000  # characters of a command line by which a program is known
 
@@ -325,13 +326,25 @@ def _least(old: float | None, new: float) -> float:
 def key_of(task: ComputeTask) -> Any:
     """Return what stands for a task among the learned ones: a function's code, or else its type; a command line."""
     function: Any = task.function
-    if function is None:
-        line = f"{task.executable} {' '.join(map(str, task.arguments))}"
-        return _DIGITS.sub("0", line[:_LINE])
     if type(function) is FunctionType:
         return function.__code__
+    try:
+        return _command_line(task) if function is None else _code_of(function)
+    except Exception:  # its attributes and its text are code of the user's
+        return type(function)
+
+
+def _command_line(task: ComputeTask) -> str:
+    line = f"{task.executable} {' '.join(map(str, task.arguments))}"
+    return _DIGITS.sub("0", line[:_LINE])
+
+
+def _code_of(function: Any) -> Any:
     function = getattr(function, "func", function)  # a partial's own
-    return getattr(function, "__code__", None) or (function if isroutine(function) else type(function))
+    code = getattr(function, "__code__", None)
+    if isinstance(code, CodeType):
+        return code
+    return function if isroutine(function) else type(function)
 
 
 def size_of(task: ComputeTask) -> int:
@@ -341,6 +354,9 @@ def size_of(task: ComputeTask) -> int:
     total = 0
     for value in (*task.args, *task.kwargs.values()):
         if type(value) not in _SMALL:
-            nbytes = getattr(value, "nbytes", None)
-            total += nbytes if isinstance(nbytes, int) else sys.getsizeof(value, 64)
+            try:
+                nbytes = getattr(value, "nbytes", None)
+                total += nbytes if isinstance(nbytes, int) else sys.getsizeof(value, _UNKNOWN)
+            except Exception:  # its attributes are code of the user's
+                total += _UNKNOWN
     return total

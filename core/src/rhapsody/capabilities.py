@@ -62,7 +62,8 @@ class Batching:
 
     Attributes:
         enabled: False makes every task a unit of its own.
-        target: seconds of work in a unit; None follows the engine's own cost of a unit (20 times that cost).
+        target: seconds of work in a unit; None follows the engine's own cost of a unit (20 times that cost, but at
+            least 0.02 and at most 5 seconds).
         max_tasks: tasks in a unit, at most.
         max_bytes: bytes of arguments in a unit, at most; a larger task travels alone.
     """

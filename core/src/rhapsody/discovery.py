@@ -28,7 +28,7 @@ from .errors import (
     BackendNotInstalledError,
     InvalidBackendError,
 )
-from .hooks import check_interface
+from .hooks import check_interface, check_observer
 from .log import get_logger
 
 log = get_logger(__name__)
@@ -166,12 +166,15 @@ def class_names() -> set[str]:
 
 
 def load_observers() -> Iterator[object]:
-    """Import and build the observers that are installed (group `rhapsody.observers`); one that fails is logged."""
+    """Import and build the observers that are installed (group `rhapsody.observers`); one that is unsound is logged."""
     for point in _entry_points(OBSERVERS):
         try:
-            yield point.load()()
+            observer = point.load()()
+            check_observer(observer)
         except (Exception, SystemExit) as error:
             log.error("observer_not_loaded", observer=point.name, target=point.value, error=repr(error))
+        else:
+            yield observer
 
 
 def refresh() -> None:

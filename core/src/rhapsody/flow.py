@@ -8,10 +8,9 @@ backlog, or held by a batch, or has ended.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from .batch import TaskBatch
 from .batching import AdaptiveBatching, Backlog
@@ -131,7 +130,7 @@ class TaskFlow:
                 except Exception as error:
                     self._refused(batch, error)
                     continue
-                if inspect.isawaitable(pending):
+                if pending is not None:
                     self._submitting = asyncio.create_task(
                         self._finish_submit(batch, pending), name=f"rhapsody submit {self.name}"
                     )
@@ -242,7 +241,7 @@ class TaskFlow:
         self._canceling |= uids  # until they end: one that comes back before that is not run again
         try:
             async with asyncio.timeout(self._deadlines.cancel):
-                said = await settled(self._hooks.cancel([task for task in tasks if not task.is_final]))
+                said = await self._hooks.cancel([task for task in tasks if not task.is_final])
                 if not isinstance(said, Mapping):
                     raise InvalidBackendError(f"rhapsody_cancel of backend {self.name!r} returned {describe(said)}")
                 told = said
@@ -339,19 +338,14 @@ class TaskFlow:
         return unknown
 
 
-async def settled(result: Any) -> Any:
-    """Await what a hook returned, where it is to be awaited."""
-    return await result if inspect.isawaitable(result) else result
-
-
-async def bounded(result: Any, seconds: float) -> Any:
+async def bounded(result: Awaitable[None] | None, seconds: float) -> None:
     """Await what a hook returned, but no longer than this: also where the hook does not listen to being canceled.
 
     Raises:
         Overdue: it takes longer.
     """
-    if not inspect.isawaitable(result):
-        return result
+    if result is None:
+        return
     hook = asyncio.ensure_future(result)
     hook.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if it ends later
     try:
@@ -364,7 +358,7 @@ async def bounded(result: Any, seconds: float) -> Any:
         hook.cancel()
         await asyncio.wait([hook], timeout=_DEAF)
         raise Overdue
-    return hook.result()
+    hook.result()
 
 
 class Overdue(Exception):

@@ -62,6 +62,5 @@ def settle(future: TaskFuture, task: ComputeTask) -> None:
     if task.state is TaskState.DONE:
         future.set_result(task)
     else:
-        assert task.exception is not None
-        future.set_exception(task.exception)
+        future.set_exception(task._error())
         future.exception()  # seen: the task holds it, nobody has to ask the future

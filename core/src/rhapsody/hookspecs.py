@@ -1,8 +1,9 @@
 """The hooks of an execution backend, in the order of its life, and those of an observer.
 
 Signatures and contracts only: `rhapsody.runner` calls the backend's, `rhapsody.session` the observers'. An
-implementation carries the marker `rhapsody.plugin.hookimpl`, and may be a plain function or a coroutine function,
-and may leave out arguments that it does not use. Hooks are called for batches, never for single tasks.
+implementation carries the marker `rhapsody.plugin.hookimpl`, and may leave out arguments that it does not use. Those
+whose result is an Awaitable may be plain functions or coroutine functions; the others are called and not awaited, so
+a coroutine function is refused there. Hooks are called for batches, never for single tasks.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class BackendHooks:
     def rhapsody_validate(self, tasks: Sequence[ComputeTask]) -> None:
         """Refuse what the engine cannot honour, before any task is accepted. Optional.
 
-        Called with the tasks of one `submit_tasks` that name this backend and carry `resources` or
-        `backend_options`. Must not block and must not change anything.
+        Called with those tasks of one `submit_tasks` for this backend that ask for something: each executable, and
+        each function that carries `resources` or `backend_options`. It comes before `rhapsody_init` where the submit
+        is what starts the session, so it must do without the engine. Must not block and must not change anything.
 
         Returns: every task can be run as it is described.
         Raises: UnsupportedError, naming the task, the backend, what it cannot do and what to do instead. The whole

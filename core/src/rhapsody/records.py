@@ -48,7 +48,9 @@ def unended(task: ComputeTask, session: str) -> Outcome:
 def _record(task: ComputeTask, outcome: Outcome) -> None:
     """Write how a task ended into it."""
     task.return_value = outcome.return_value
-    task.exception = outcome.exception
+    if outcome.exception is not None:
+        task.exception = outcome.exception
+        task._traceback = outcome.exception.__traceback__
     task.ended_at = outcome.ended_at or time.time()
     if outcome.started_at is not None:
         task.started_at = outcome.started_at

@@ -13,7 +13,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from .batching import AdaptiveBatching
 from .context import BackendContext
@@ -26,7 +27,7 @@ from .errors import (
 )
 from .events import CancelResult
 from .flow import Overdue, Sink, TaskFlow, bounded
-from .hooks import BackendCaller
+from .hooks import BackendCaller, is_being_canceled
 from .log import get_logger
 from .task import ComputeTask
 
@@ -76,6 +77,7 @@ class BackendRunner:
         self.name = backend.name
         self.phase = Phase.NEW
         self.error: Exception | None = None  # why it was lost
+        self._traceback: TracebackType | None = None  # of the error, as it came: each raise adds to it
         self._session = session
         self._work_dir = work_dir
         self._on_abandoned = on_abandoned
@@ -127,8 +129,6 @@ class BackendRunner:
             cause, problem = error, f"did not start within {deadline:g} seconds"
         except asyncio.CancelledError as error:
             cause = error
-            if (this := asyncio.current_task()) is not None and not this.cancelling():
-                problem = "failed to start: its start was canceled from within"
         except Exception as error:
             cause, problem = error, f"failed to start: {type(error).__name__}: {error}"
         if cause is None:
@@ -211,14 +211,20 @@ class BackendRunner:
                 self._flow.lose(
                     InvalidBackendError(f"the monitor of backend {self.name!r} ended while the backend is open")
                 )
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if not is_being_canceled():
+                self._lose("was canceled from within", error)
+                return
             if self.phase in (Phase.OPEN, Phase.LOST):  # the loop is torn down around us: the last chance to clean up
                 await self._abandon()
             raise
         except Exception as error:
-            lost = BackendLostError(f"backend {self.name!r}: its monitor raised {type(error).__name__}: {error}")
-            lost.__cause__ = error
-            self._flow.lose(lost)
+            self._lose(f"raised {type(error).__name__}: {error}", error)
+
+    def _lose(self, problem: str, cause: BaseException) -> None:
+        lost = BackendLostError(f"backend {self.name!r}: its monitor {problem}")
+        lost.__cause__ = cause
+        self._flow.lose(lost)
 
     async def _abandon(self) -> None:
         self._on_abandoned()
@@ -236,6 +242,7 @@ class BackendRunner:
         log.error("backend_lost", backend=self.name, error=str(error))
         self.phase = Phase.LOST
         self.error = error
+        self._traceback = error.__traceback__
 
     def shutdown_without_loop(self) -> None:
         """Shut down at the end of the program, after the session's loop is gone."""
@@ -252,6 +259,15 @@ class BackendRunner:
         self.phase = Phase.CLOSED
 
     # -- tasks -----------------------------------------------------------------------------------------------------
+
+    def refuse(self) -> NoReturn:
+        """Take nothing more: the engine is gone.
+
+        Raises:
+            BackendError: why.
+        """
+        assert self.error is not None
+        raise self.error.with_traceback(self._traceback)
 
     def validate(self, tasks: Sequence[ComputeTask]) -> None:
         """Refuse tasks that the backend cannot honour.

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from . import settings
-from .admission import Backends, Routes, instances, route
+from .admission import Backends, Routes, instances, route, several, submitted
 from .backends.base import ExecutionBackend
 from .discovery import load_observers
 from .errors import (
@@ -114,6 +114,11 @@ class Session:
     def backends(self) -> tuple[str, ...]:
         """The names of the backends, the default one first."""
         return tuple(self._runners)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the session has ended: by `close`, with its loop, or since its backends did not start."""
+        return self._phase is _Phase.CLOSED
 
     @property
     def sandbox(self) -> Path:
@@ -263,6 +268,8 @@ class Session:
         if self._phase in (_Phase.OPEN, _Phase.CLOSING):
             was_open = self._phase is _Phase.OPEN
             self._phase = _Phase.CLOSED
+            for runner in self._runners.values():
+                runner.backend.detach(self.uid)
             if self._finalizer is not None:
                 self._finalizer.detach()
             if was_open and self._closing is None and not self._in_block:
@@ -272,12 +279,14 @@ class Session:
         """Hold on to the loop that the session belongs to, and to its backends."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
+            attached: list[ExecutionBackend] = []
             try:
                 for runner in self._runners.values():
                     runner.backend.attach(self.uid)
+                    attached.append(runner.backend)
             except InvalidBackendError:
-                for runner in self._runners.values():
-                    runner.backend.detach(self.uid)
+                for backend in attached:  # and no other: it may belong to another session, even to one of this uid
+                    backend.detach(self.uid)
                 raise
             self._loop = loop
         elif self._loop is not loop:
@@ -357,8 +366,9 @@ class Session:
         Raises:
             TimeoutError: some of them have not ended in time.
             SessionError: a task that was not submitted to this session.
+            InvalidTaskError: no list, or something in it that is no task.
         """
-        waited = list(self._tasks.values()) if tasks is None else list(tasks)
+        waited = list(self._tasks.values()) if tasks is None else submitted(tasks, "wait_tasks")
         for task in waited:
             if task.state is TaskState.NEW:
                 raise SessionError(f"task {task.uid} was not submitted; there is nothing to wait for")
@@ -412,7 +422,7 @@ class Session:
             SessionError: in_flight is no positive whole number; a task of another session.
             InvalidTaskError and others: as `submit_tasks` does.
         """
-        return in_order_of_completion(self, self._tasks, self._ends, tasks, in_flight)
+        return in_order_of_completion(self, self._tasks, self._ends, several(tasks, "as_completed"), in_flight)
 
     async def cancel_tasks(self, tasks: Iterable[ComputeTask]) -> dict[str, CancelResult]:
         """Stop tasks, and say of each what became of it.
@@ -425,11 +435,12 @@ class Session:
 
         Raises:
             SessionError: a task that was not submitted to this session.
+            InvalidTaskError: no list, or something in it that is no task.
         """
         groups: dict[BackendRunner, list[ComputeTask]] = {}
         results: dict[str, CancelResult] = {}
         default = next(iter(self._runners.values()))
-        for task in tasks:
+        for task in submitted(tasks, "cancel_tasks"):
             if task.is_final:
                 results[task.uid] = CancelResult.TOO_LATE
             elif self._tasks.get(task.uid) is not task:
@@ -445,7 +456,7 @@ class Session:
         """Add an observer: an object with hooks of `rhapsody.hookspecs.ObserverHooks`, marked `hookimpl`.
 
         Raises:
-            InvalidBackendError: its hooks do not match the specification.
+            InvalidBackendError: its hooks do not match the specification, or are coroutine functions.
         """
         self._observer_hooks = ObserverCaller([*self._observers, observer])
         self._observers.append(observer)

@@ -57,7 +57,7 @@ class Standalone:
     async def submit(self, descriptions: Sequence[dict[str, Any]]) -> None:
         """Run dicts; what happens to them is written into them and told to the callback."""
         tasks = [self._translate(description) for description in descriptions]
-        if self._session is None:
+        if self._session is None or self._session.is_closed:  # a start may have failed, or a loop have ended
             self._session = self._open()
         for task, description in zip(tasks, descriptions, strict=True):
             self._descriptions[task.uid] = description
@@ -141,10 +141,9 @@ class Standalone:
         if description.get("executable"):
             fields["executable"] = description["executable"]
             fields["arguments"] = list(description.get("arguments") or ())
+            fields["capture_stdio"] = bool(description.get("capture_stdio"))  # engines give it to functions too
         else:
             fields["function"] = description.get("function")
             fields["args"] = tuple(description.get("args") or ())
             fields["kwargs"] = dict(description.get("kwargs") or {})
-        return ComputeTask(
-            **fields, capture_stdio=bool(description.get("capture_stdio")), backend_options=options or None
-        )
+        return ComputeTask(**fields, backend_options=options or None)

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from .admission import described
 from .errors import SessionError
 from .states import TaskState
 from .task import ComputeTask
@@ -134,7 +135,7 @@ async def in_order_of_completion(
     try:
         while True:
             if source is not None and most - len(feed) >= size:
-                chunk = [_task(item) for item in islice(source, size)]
+                chunk = [described(item, "as_completed") for item in islice(source, size)]
                 if len(chunk) < size:
                     source = None
                 await _watch(session, accepted, feed, chunk)
@@ -171,7 +172,3 @@ def _chunk(most: int) -> int:
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise SessionError(f"in_flight must be a positive whole number of tasks, not {most!r}")
     return max(1, min(_CHUNK, most // 4))
-
-
-def _task(item: ComputeTask | Mapping[str, Any]) -> ComputeTask:
-    return item if isinstance(item, ComputeTask) else ComputeTask.from_dict(item)

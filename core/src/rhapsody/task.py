@@ -7,6 +7,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 import attrs
@@ -83,7 +84,8 @@ class ComputeTask:
     same attributes.
 
     Raises:
-        InvalidTaskError: neither or both of `function` and `executable`, or a field of the wrong type.
+        InvalidTaskError: neither or both of `function` and `executable`, a field that the other kind of task has, or
+            a field of the wrong type.
     """
 
     function: Callable[..., Any] | None
@@ -118,6 +120,7 @@ class ComputeTask:
     _loop: asyncio.AbstractEventLoop | None = attrs.field(repr=False)  # of its session, until it ends
     _future: asyncio.Future[ComputeTask] | None = attrs.field(repr=False)  # made when somebody asks for it
     _unit: Any = attrs.field(repr=False)  # the batch that holds it, while an engine does
+    _traceback: TracebackType | None = attrs.field(repr=False)  # of `exception`, as it came: each raise adds to it
 
     # By hand, since this is a third of what a task costs: the one that attrs writes looks every default up, and takes
     # half as long again.
@@ -159,7 +162,7 @@ class ComputeTask:
         self.stdout = self.stderr = self.stdout_path = self.stderr_path = None
         self.submitted_at = self.started_at = self.ended_at = self.ran_on = None
         self.attempt = 0
-        self._loop = self._future = self._unit = None
+        self._loop = self._future = self._unit = self._traceback = None
         if (
             function is None
             or executable is not None
@@ -167,10 +170,17 @@ class ComputeTask:
             or arguments
             or type(args) is not tuple
             or not (kwargs is None or type(kwargs) is dict)
+            or not (backend is None or type(backend) is str)
+            or stdin is not None
+            or cwd is not None
+            or environment is not None
+            or shell is not False
+            or capture_stdio is not False
+            or resources is not None
+            or backend_options is not None
+            or uid is not None
         ):  # beside the common case
             self._check()
-        elif self._named:
-            self._check_types()
 
     def _check(self) -> None:
         """Refuse a description that makes no sense, where it is written."""
@@ -179,8 +189,9 @@ class ComputeTask:
                 self._refuse("has both a function and an executable; give one of them")
             if not callable(self.function):
                 self._refuse(f"function must be callable, not {describe(self.function)}")
-            if self.arguments:
-                self._refuse("has a function and arguments; a function takes args and kwargs")
+            given = [name for name in _OF_AN_EXECUTABLE if getattr(self, name)]
+            if given:
+                self._refuse(f"has a function and {', '.join(given)}; a function takes args and kwargs alone")
         elif self.executable is None:
             self._refuse("has neither a function nor an executable; give one of them")
         elif self.args or self.kwargs:
@@ -253,8 +264,22 @@ class ComputeTask:
         if self.state is TaskState.DONE:
             return self
         if self.exception is not None:
-            raise self.exception
+            raise self._error()
         raise SessionError(f"task {self.uid} has not ended: it is {self.state}")
+
+    def _error(self) -> BaseException:
+        """Return why the task failed, as if it was never raised before: many tasks may share one exception."""
+        assert self.exception is not None
+        return self.exception.with_traceback(self._traceback)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the traceback, which cannot leave the process."""
+        return {field.name: getattr(self, field.name) for field in attrs.fields(type(self))} | {"_traceback": None}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take the fields."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def __await__(self) -> Generator[Any, None, Self]:
         """Wait for the end of the task; giving up the wait leaves the task alone."""
@@ -285,6 +310,7 @@ class ComputeTask:
         return waiter
 
 
+_OF_AN_EXECUTABLE: Final = ("arguments", "stdin", "cwd", "environment", "shell", "capture_stdio")
 _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "uid": (str,),
     "kwargs": (Mapping,),

@@ -6,8 +6,10 @@ import.
 
 On the wire, a batch is one pickle of `(session, functions, shared, items)`. Every function is pickled once for the
 batch, and so is every argument that several of its tasks share; what remains of each task's arguments is pickled by
-itself, so that one task's bad data is one task's failure, and no task sees an object that another has changed. The
-way back is a sequence of frames, one for each task, each a length and a pickle.
+itself, so that one task's bad data is one task's failure, and no task sees an object that another has changed: also
+what a method, a closure or a partial carries is loaded for each task. A plain function is loaded once in a process,
+and what it keeps in a global stays there, as that of a module does. The way back is a sequence of frames, one for each
+task, each a length and a pickle.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import struct
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from types import CoroutineType, TracebackType
+from types import BuiltinFunctionType, CoroutineType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final, NamedTuple
 
 import cloudpickle
@@ -44,8 +46,11 @@ Frame = tuple[str, str, Any, float, float, str]
 _LENGTH: Final = struct.Struct("<Q")
 _LAST_WORDS: Final = 1.0  # seconds that what functions left on a loop has to end
 _PLAIN: Final = frozenset({type(None), bool, int, float, str})  # travel as they are, inside the frame
+_KEPT_FUNCTIONS: Final = 256
+_KEPT_BYTES: Final = 2**26  # of their pickles; there may be one more beyond them
 
 _NOT_THERE: Final = object()
+_kept: dict[bytes, Callable[..., Any]] = {}  # functions by their pickles
 _waiting: dict[tuple[str, str], None] = {}  # by session and uid: tasks of batches that run here and have not started
 
 guard: Final = Guard()  # ends the executables of this process should it die
@@ -263,10 +268,27 @@ def _run_command(session: str, uid: str, fields: tuple[Any, ...]) -> Frame:
     return (uid, "finished", value, started, time.time(), where())
 
 
-@functools.lru_cache(maxsize=256)
 def _load_function(pickled: bytes) -> Callable[..., Any]:
-    function: Callable[..., Any] = pickle.loads(pickled)
+    """Load a function; one that carries no data of its own once, and any other for each task."""
+    function = _kept.get(pickled)
+    if function is None:
+        function = pickle.loads(pickled)
+        if _is_plain(function):
+            if len(_kept) >= _KEPT_FUNCTIONS or sum(map(len, _kept)) > _KEPT_BYTES:
+                _kept.clear()  # rare, and safe where other threads run batches too
+            _kept[pickled] = function
+    assert function is not None
     return function
+
+
+def _is_plain(function: object) -> bool:
+    """Whether it is what a `def` in a module gives, a class, or a function of an extension module.
+
+    A method, a partial, a closure or an object that can be called carries data, which a call may change.
+    """
+    if isinstance(function, BuiltinFunctionType):
+        return isinstance(function.__self__, ModuleType)  # not a method: list.append is of this type too
+    return isinstance(function, type) or (isinstance(function, FunctionType) and not function.__closure__)
 
 
 def describe_exception(error: BaseException, during: str) -> Raised:

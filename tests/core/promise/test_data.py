@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -33,6 +34,17 @@ class Unpicklable:
 
     def __reduce__(self) -> Any:
         raise TypeError("this holds a GPU")
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenError(Exception):
+    """Refuses that any attribute of it is set."""
+
+    code: int
+
+
+def _raise_frozen() -> None:
+    raise FrozenError(7)
 
 
 class OddError(Exception):
@@ -127,6 +139,16 @@ async def test_what_cannot_travel_fails_its_own_task_with_the_original_s_name_an
         assert bad.uid in str(bad.exception)
         if "exception" in case and "none here" not in case:
             assert "_raise_made" in bad.exception.original_traceback
+
+
+async def test_an_exception_whose_class_forbids_attributes_comes_as_itself_with_its_traceback() -> None:
+    async with Session(backends=[ConcurrentExecutionBackend(executor="processes", max_workers=1)]) as session:
+        tasks = [ComputeTask(function=_raise_frozen), ComputeTask(function=pow, args=(2, 3))]
+        await session.submit_tasks(tasks)
+        await session.wait_tasks(timeout=60)
+    assert tasks[0].exception == FrozenError(7)
+    assert "_raise_frozen" in str(tasks[0].exception.__cause__)
+    assert tasks[1].return_value == 8
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])

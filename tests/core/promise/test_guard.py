@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from rhapsody._guard import Guard, kill_group
+from rhapsody._guard import Guard, death_of, kill_group
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -32,6 +33,18 @@ def end(*processes: subprocess.Popen[bytes]) -> None:
     for process in processes:
         kill_group(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_a_descriptor_of_a_death_can_be_read_once_the_process_has_ended_and_not_before() -> None:
+    process = subprocess.Popen(["sleep", "600"])
+    death = death_of(process.pid)
+    assert death is not None
+    assert not select.select([death], [], [], 0)[0]
+    process.kill()
+    assert select.select([death], [], [], 30)[0] == [death]
+    process.wait()
+    os.close(death)
+    assert death_of(process.pid) is None
 
 
 def test_closing_a_guard_that_was_never_needed_starts_nothing(guard: Guard) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -18,16 +19,21 @@ from rhapsody.api import (
     CancelResult,
     ComputeTask,
     InvalidBackendError,
+    Resources,
     Session,
     SessionClosedError,
     SubmitError,
     TaskState,
+    UnsupportedError,
     WorkerLostError,
 )
+from rhapsody.hooks import AWAITED
+from rhapsody.hookspecs import BackendHooks
 from rhapsody.plugin import (
     BackendCapabilities,
     BackendContext,
     BackendLost,
+    Backlog,
     Capacity,
     Deadlines,
     Event,
@@ -82,6 +88,42 @@ def some(count: int = 3) -> list[ComputeTask]:
 async def held(backend: Puppet, count: int) -> None:
     while len(backend.tasks) < count:
         await asyncio.sleep(0)
+
+
+# -- hooks that are called and not awaited ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", ["rhapsody_validate", "rhapsody_batch", "rhapsody_monitor"])
+def test_a_coroutine_function_is_refused_for_a_hook_that_is_not_awaited(hook: str) -> None:
+    async def never_awaited(self: Puppet) -> None: ...
+
+    backend = type("Async", (Puppet,), {hook: hookimpl(never_awaited)})()
+    with pytest.raises(InvalidBackendError, match=rf"Async has {hook} as a coroutine function.*make it a plain method"):
+        Session(backends=[backend])
+
+
+def test_an_async_generator_is_refused_for_every_hook_but_the_monitor() -> None:
+    class Streams(Puppet):
+        @hookimpl
+        async def rhapsody_validate(self) -> AsyncIterator[None]:
+            yield None
+
+    with pytest.raises(InvalidBackendError, match="Streams has rhapsody_validate"):
+        Session(backends=[Streams()])
+
+
+@pytest.mark.parametrize("hook", ["rhapsody_session_opened", "rhapsody_tasks_changed", "rhapsody_session_closed"])
+def test_a_coroutine_function_is_refused_for_the_hooks_of_observers(hook: str) -> None:
+    async def never_awaited(self: object) -> None: ...
+
+    observer = type("Async", (), {hook: hookimpl(never_awaited)})()
+    with pytest.raises(InvalidBackendError, match=f"has {hook} as a coroutine function"):
+        Session().observe(observer)
+
+
+def test_the_hooks_that_are_awaited_are_those_that_the_specification_says_may_return_an_awaitable() -> None:
+    returns = {name: str(hook.__annotations__["return"]) for name, hook in vars(BackendHooks).items() if callable(hook)}
+    assert {name for name, returned in returns.items() if "Awaitable" in returned} == set(AWAITED)
 
 
 # -- init ------------------------------------------------------------------------------------------------------------
@@ -192,6 +234,45 @@ async def test_a_session_that_is_closed_while_it_starts_says_so() -> None:
     assert backend.calls == ["shutdown"]
 
 
+# -- validate ---------------------------------------------------------------------------------------------------------
+
+
+async def test_every_task_that_asks_for_something_is_validated_also_before_the_engine_has_started() -> None:
+    class Validates(Puppet):
+        @hookimpl
+        def rhapsody_validate(self, tasks: Sequence[ComputeTask]) -> None:
+            self.calls.append(f"validate {' '.join(task.uid for task in tasks)}")
+
+    backend = Validates()
+    session = Session(backends=[backend])
+    tasks = [
+        ComputeTask(function=int, uid="plain"),
+        ComputeTask(function=int, uid="options", backend_options={"queue": "long"}),
+        ComputeTask(function=int, uid="resources", resources=Resources()),
+        ComputeTask(executable="true", uid="program"),
+        ComputeTask(executable="cat", stdin="x", uid="stdin"),
+    ]
+    await session.submit_tasks(tasks)
+    await held(backend, 5)
+    backend.finish(*tasks)
+    await session.close()
+    assert backend.calls == ["validate options resources program stdin", "init", "shutdown"]
+
+
+async def test_a_task_that_validation_refuses_takes_the_whole_list_with_it() -> None:
+    class Validates(Puppet):
+        @hookimpl
+        def rhapsody_validate(self, tasks: Sequence[ComputeTask]) -> None:
+            raise UnsupportedError(f"task {tasks[0].uid}: no room for what it reads; give it a file")
+
+    backend = Validates()
+    async with Session(backends=[backend]) as session:
+        tasks = [*some(2), ComputeTask(executable="cat", stdin="x")]
+        with pytest.raises(UnsupportedError, match="give it a file"):
+            await session.submit_tasks(tasks)
+        assert {task.state for task in tasks} == {TaskState.NEW}
+
+
 # -- submit ----------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +302,49 @@ async def test_a_submit_that_fails_fails_its_tasks_and_no_others(kind: str) -> N
             assert task.state is (TaskState.FAILED if i % 3 == 0 else TaskState.DONE)
         with pytest.raises(SubmitError, match="no answer within" if kind == "hangs" else "no room"):
             await tasks[0]
+
+
+def frames(error: BaseException) -> list[str]:
+    return [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+async def test_an_error_that_many_tasks_share_is_raised_by_each_with_the_traceback_that_it_came_with() -> None:
+    class Refuses(Puppet):
+        @hookimpl
+        def rhapsody_submit(self, batch: TaskBatch) -> None:
+            raise SubmitError("no room")
+
+        @hookimpl
+        def rhapsody_batch(self, backlog: Backlog) -> Sequence[ComputeTask]:
+            return backlog.take(20)
+
+    async with Session(backends=[Refuses()]) as session:
+        tasks = some(20)
+        futures = await session.submit_tasks(tasks)
+        await session.wait_tasks(timeout=30)
+        seen = []
+        for task, future in zip(tasks, futures, strict=True):
+            for wait in (task, future):
+                with pytest.raises(SubmitError) as raised:
+                    await wait
+                seen.append(frames(raised.value))
+        assert len({id(task.exception) for task in tasks}) == 1
+        assert seen[0] == seen[-2]
+        assert seen[1] == seen[-1]
+        assert "rhapsody_submit" in seen[-1]
+
+
+async def test_a_lost_backend_refuses_each_list_with_the_traceback_that_the_error_came_with() -> None:
+    backend = Puppet()
+    async with Session(backends=[backend]) as session:
+        backend.context.events.put([BackendLost(BackendLostError("the node is down"))])
+        seen = []
+        await asyncio.sleep(0.01)
+        for _ in range(3):
+            with pytest.raises(BackendLostError) as raised:
+                await session.submit_tasks(some())
+            seen.append(frames(raised.value))
+        assert seen[0] == seen[2]
 
 
 async def test_a_close_in_the_middle_of_a_submit_ends_the_submit_first() -> None:
@@ -467,6 +591,108 @@ async def test_a_task_submitted_to_a_backend_that_dies_in_that_moment_fails() ->
         await session.wait_tasks(tasks, timeout=30)
         assert {type(task.exception) for task in tasks} == {BackendLostError}
     await session.close()
+
+
+# -- a hook that ends by a CancelledError, and nobody canceled it ----------------------------------------------------
+
+
+async def canceled_from_within() -> Any:
+    within = asyncio.ensure_future(asyncio.sleep(3600))
+    asyncio.get_running_loop().call_soon(within.cancel)
+    await within
+
+
+async def test_a_start_that_is_canceled_from_within_has_failed() -> None:
+    class Starts(Puppet):
+        @hookimpl
+        async def rhapsody_init(self) -> None:
+            await canceled_from_within()
+
+    with pytest.raises(BackendStartError, match="rhapsody_init of backend 'puppet' was canceled from within"):
+        await Session(backends=[Starts()]).start()
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_a_submit_that_is_canceled_from_within_fails_its_tasks(kind: str) -> None:
+    class Submits(Puppet):
+        @hookimpl
+        def rhapsody_submit(self) -> Any:
+            if kind == "plain":
+                raise asyncio.CancelledError
+            return canceled_from_within()
+
+    async with Session(backends=[Submits()]) as session:
+        tasks = some()
+        await session.submit_tasks(tasks)
+        await session.wait_tasks(timeout=30)
+        assert {type(task.exception) for task in tasks} == {SubmitError}
+
+
+async def test_a_monitor_that_is_canceled_from_within_loses_the_backend_and_the_session_goes_on() -> None:
+    class Watches(Puppet):
+        @hookimpl
+        async def rhapsody_monitor(self) -> AsyncIterator[list[Event]]:
+            yield []
+            while not self.batches:
+                await asyncio.sleep(0)
+            await canceled_from_within()
+
+    good = Puppet("good")
+    async with Session(backends=[good, Watches("bad")]) as session:
+        lost = ComputeTask(function=int, backend="bad")
+        await session.submit_tasks([lost])
+        with pytest.raises(BackendLostError, match="its monitor was canceled from within"):
+            await lost
+        (task,) = some(1)
+        await session.submit_tasks([task])
+        await held(good, 1)
+        good.finish(task)
+        await task
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_a_session_closes_though_cancel_and_shutdown_are_canceled_from_within(kind: str) -> None:
+    class Closes(Puppet):
+        @hookimpl
+        def rhapsody_cancel(self) -> Any:
+            return self.end()
+
+        @hookimpl
+        def rhapsody_shutdown(self) -> Any:
+            self.calls.append("shutdown")
+            return self.end()
+
+        def end(self) -> Any:
+            if kind == "plain":
+                raise asyncio.CancelledError
+            return canceled_from_within()
+
+    backend, other = Closes(), Puppet("other")
+    session = Session(backends=[backend, other])
+    (task,) = some(1)
+    await session.submit_tasks([task])
+    await held(backend, 1)
+    with pytest.raises(BackendShutdownError, match="rhapsody_shutdown of backend 'puppet' was canceled from within"):
+        await session.close(wait=False)
+    assert (backend.calls, other.calls) == (["init", "shutdown"], ["init", "shutdown"])
+    assert task.state is TaskState.FAILED
+    await session.close()
+
+
+async def test_an_observer_that_is_canceled_from_within_harms_nobody() -> None:
+    class Watches:
+        @hookimpl
+        def rhapsody_tasks_changed(self) -> None:
+            raise asyncio.CancelledError
+
+    backend = Puppet()
+    async with Session(backends=[backend]) as session:
+        session.observe(Watches())
+        (task,) = some(1)
+        await session.submit_tasks([task])
+        await held(backend, 1)
+        backend.finish(task)
+        await task
 
 
 # -- close -----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from rhapsody.api import (
     WorkerLostError,
 )
 from rhapsody.backends import ConcurrentExecutionBackend
+from rhapsody.backends._pool_member import Member
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -241,6 +242,44 @@ async def test_a_cancel_that_is_itself_canceled_leaves_the_session_usable(tmp_pa
         await session.wait_tasks([task], timeout=60)
         assert task.state is TaskState.CANCELED
         await run(session, ComputeTask(function=int))
+
+
+async def test_a_cancel_that_is_itself_canceled_does_not_leave_a_worker_halted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Member, "_is_still", lambda _: False)  # as where a machine is slow to halt it
+    async with processes(1) as session:
+        task = ComputeTask(function=time.sleep, args=(1,))
+        await session.submit_tasks([task])
+        await running(task)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(session.cancel_tasks([task]), 0.1)
+        await session.wait_tasks([task], timeout=30)
+        assert task.state is TaskState.DONE
+
+
+async def test_a_worker_is_halted_when_it_is_killed_though_another_cancel_of_its_task_was_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_still, kill = Member._is_still, Member.kill
+    found: list[str] = []
+
+    def look_and_kill(member: Member) -> None:
+        found.append(psutil.Process(member.process.pid).status())
+        kill(member)
+
+    monkeypatch.setattr(Member, "_is_still", lambda _: False)
+    monkeypatch.setattr(Member, "kill", look_and_kill)
+    async with processes(1) as session:
+        task = ComputeTask(function=time.sleep, args=(600,))
+        await session.submit_tasks([task])
+        await running(task)
+        given_up = asyncio.create_task(session.cancel_tasks([task]))
+        other = asyncio.create_task(session.cancel_tasks([task]))
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        monkeypatch.setattr(Member, "_is_still", is_still)
+        assert await other == {task.uid: CancelResult.STOPPED}
+        assert found[0] == psutil.STATUS_STOPPED
 
 
 # -- executors of the caller's -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from .. import worker
 from .._executable import has_ended
-from .._guard import kill_group
+from .._guard import death_of, kill_group
 from ..batch import TaskBatch
 from ..errors import WorkerLostError
 from ..events import CancelResult, Event, Outcome, Returned, Started
@@ -51,7 +51,7 @@ class Member(asyncio.Protocol):
         self._noted = False  # whether a note has come since
         self._look: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
-        self._death = -1  # a descriptor that can be read once the process has ended
+        self._death: int | None = None  # a descriptor that can be read once the process has ended
         self._ran_on = f"{worker.where().rpartition(':')[0]}:{process.pid}"
 
     @property
@@ -83,8 +83,13 @@ class Member(asyncio.Protocol):
         self.unwanted.add(task.uid)
         self._signal(signal.SIGSTOP)
         patience = time.monotonic() + _FREEZE
-        while not self._is_still() and time.monotonic() < patience:  # noqa: ASYNC110  # no event tells
-            await asyncio.sleep(0.0005)
+        try:
+            while not self._is_still() and time.monotonic() < patience:
+                await asyncio.sleep(0.0005)
+                self._signal(signal.SIGSTOP)  # again: another stop may have let it go on meanwhile
+        except BaseException:  # whoever canceled the task waits no longer: nobody else would let it go on
+            self._signal(signal.SIGCONT)
+            raise
         self._take(self._page.count)
         if self.batch is batch and self.current is task:
             if self._told is not task:  # the word to leave it out came too late, and it is not "never started"
@@ -141,11 +146,8 @@ class Member(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        if hasattr(os, "pidfd_open"):
-            try:
-                self._death = os.pidfd_open(self.process.pid)
-            except OSError:  # the end of the line tells of its death, unless a process that it forked holds that
-                return
+        self._death = death_of(self.process.pid)
+        if self._death is not None:  # else the end of the line tells, unless a process that it forked holds that
             asyncio.get_running_loop().add_reader(self._death, self._died)
 
     def data_received(self, data: bytes) -> None:
@@ -266,7 +268,7 @@ class Member(asyncio.Protocol):
         asyncio.get_running_loop().call_later(_LAST_DATA, self.close)
 
     def _forget_death(self) -> None:
-        fd, self._death = self._death, -1
-        if fd >= 0:
+        fd, self._death = self._death, None
+        if fd is not None:
             self._lane.context.loop.remove_reader(fd)
             os.close(fd)

@@ -147,13 +147,14 @@ class ProcessLane:
     # ----------------------------------------------------------------------------------------------------------------
 
     async def _add_worker(self) -> None:
+        path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])  # the import system ignores others
         ours, theirs = socket.socketpair()
         memory = new_page()
         page = Page(memory)
         try:
             with theirs:
                 process = subprocess.Popen(  # noqa: ASYNC220  # two milliseconds, and it needs no child watcher
-                    [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path), str(memory)],
+                    [sys.executable, "-c", _BOOT, str(theirs.fileno()), path, str(memory)],
                     stdin=subprocess.DEVNULL,
                     env=self._guard.environment(),
                     pass_fds=[theirs.fileno(), memory],

@@ -81,7 +81,7 @@ class ExecutionBackend:
     # -- driven without a session: what workflow engines call (see rhapsody.standalone) ------------------------------
 
     def register_callback(self, callback: Callable[[dict[str, Any], str], Any]) -> None:
-        """Have `callback(task, state)` called on the loop's thread for every change of state of a submitted task."""
+        """Have `callback(task, state)` called on the loop's thread when a task runs, and when it has ended."""
         self._standalone.callback = callback
 
     def get_task_states_map(self) -> type[TaskStatesMap]:

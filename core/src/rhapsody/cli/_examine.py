@@ -25,7 +25,6 @@ from ..errors import BackendStartError, RhapsodyError
 from ..session import Session
 from ..task import ComputeTask
 
-STAGES: Final = ("load", "start", "function", "executable", "shutdown")
 _PATIENCE: Final = 60.0  # seconds for one task on an idle backend
 _WORD: Final = "rhapsody"
 

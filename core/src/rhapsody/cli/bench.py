@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -110,6 +111,24 @@ def _measure(text: str, kind: str, tasks: int | None, rounds: int, brief: bool) 
     )
 
 
-def _options(text: str) -> Sequence[str]:
-    rest = text.partition(",")[2]
-    return rest.split(",") if rest else []
+def _options(text: str) -> list[str]:
+    """Return what follows the name in `NAME,KEY=VALUE,...`; a comma within a JSON value parts nothing."""
+    options: list[str] = []
+    for piece in text.split(",")[1:]:
+        if options and _is_open(options[-1]):
+            options[-1] += f",{piece}"
+        else:
+            options.append(piece)
+    return options
+
+
+def _is_open(option: str) -> bool:
+    """Whether an option ends within a JSON value."""
+    value = option.partition("=")[2]
+    if not value.startswith(("{", "[", '"')):
+        return False
+    try:
+        json.loads(value)
+    except ValueError:
+        return True
+    return False

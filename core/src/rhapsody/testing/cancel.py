@@ -75,6 +75,32 @@ class CancelTests(SuitePart):
         for task in runs:
             must_be(task, TaskState.DONE, "a task that ran while the waiting ones were canceled")
 
+    @conforms("cancels waiting tasks")
+    async def test_a_cancel_whose_caller_gives_up_loses_no_task(self, rig: Rig) -> None:
+        """At whatever moment that is, each task ends: canceled, or as it would have."""
+        life = await rig.shared()
+        for pause in (0.0, 0.05):
+            with rig.gate() as gate:
+                runs = [gate.task(f"r{number}", rig.capabilities) for number in range(life.slots)]
+                await rig.submit(runs, life)
+                await rig.until(gate.began, "no worker began any of the tasks")
+                waits = [_signing(rig, gate, f"w{number}") for number in range(6)]
+                await rig.submit(waits, life)
+                cancel = asyncio.create_task(rig.cancel([*waits, *runs], life))
+                await asyncio.sleep(pause)
+                cancel.cancel()
+                await asyncio.wait([cancel])
+                gate.open()
+                await rig.ended([*runs, *waits], life)
+                for number, task in enumerate(waits):
+                    book = gate.folder / f"w{number}"
+                    ran = len(book.read_text().splitlines()) if book.exists() else 0
+                    check(
+                        task.state is TaskState.CANCELED or (task.state is TaskState.DONE and ran == 1),
+                        f"a task that waited when a cancel was given up ended {task.state} ({task.exception!r}), and "
+                        f"ran {ran} times",
+                    )
+
     @conforms("stops a running function", needs="functions cancel_functions")
     async def test_a_running_function_is_stopped(self, rig: Rig) -> None:
         """It is CANCELED, it does run no more, and its slot is free again."""
