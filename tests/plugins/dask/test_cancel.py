@@ -92,6 +92,96 @@ async def test_a_unit_that_comes_to_a_worker_which_has_promised_not_to_begin_it_
     assert {task.state for task in tasks[1::2]} == {TaskState.DONE}
 
 
+def mute(path: Path, gate: Path) -> ComputeTask:
+    """Hold a worker's interpreter until the gate is there: no thread of it runs, also not the one that answers."""
+
+    def hold(path: str, gate: str) -> None:
+        import ctypes
+        import pathlib
+
+        pathlib.Path(path).touch()
+        ctypes.PyDLL(None).system(f"timeout 60 sh -c 'until [ -e {gate} ]; do sleep 0.05; done'".encode())
+
+    return ComputeTask(function=hold, args=(str(path), str(gate)))
+
+
+async def silence_one_worker(session: Session, tmp_path: Path, until: Until) -> list[ComputeTask]:
+    """Take both workers until the gate is there, one of them so that it does not answer."""
+    held = [*blockers(tmp_path / "gate")[:1], mute(tmp_path / "mute", tmp_path / "gate")]
+    await session.submit_tasks(held[:1])
+    await until(lambda: held[0].state is TaskState.RUNNING)
+    await session.submit_tasks(held[1:])
+    await until((tmp_path / "mute").exists)
+    return held
+
+
+def runs(folder: Path, tasks: list[ComputeTask]) -> dict[str, int]:
+    """Return how often each task ran, by what `marker` wrote."""
+    paths = {task.uid: folder / f"mark{i}" for i, task in enumerate(tasks)}
+    return {uid: len(path.read_text()) if path.exists() else 0 for uid, path in paths.items()}
+
+
+def once_or_canceled(tasks: list[ComputeTask]) -> dict[str, int]:
+    """Return how often each task must have run, by how it ended."""
+    expected = {TaskState.DONE: 1, TaskState.CANCELED: 0}
+    return {task.uid: expected[task.state] for task in tasks}
+
+
+async def test_a_worker_that_does_not_answer_costs_no_task(
+    session: Session, tmp_path: Path, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(withdraw, "ANSWER", 0.5)
+    held = await silence_one_worker(session, tmp_path, until)
+    waiting = [marker(tmp_path / f"mark{i}") for i in range(20)]
+    await session.submit_tasks(waiting)
+    await asyncio.sleep(0.3)  # some of them wait at the worker that does not answer, others at the scheduler
+    results = await session.cancel_tasks([*held, *waiting])
+    assert {results[task.uid] for task in held} == {CancelResult.CANNOT_STOP}
+    assert CancelResult.NEVER_STARTED in {results[task.uid] for task in waiting}
+    (tmp_path / "gate").touch()
+    await session.wait_tasks(timeout=30)
+    assert {task.state for task in held} == {TaskState.DONE}
+    assert runs(tmp_path, waiting) == once_or_canceled(waiting)
+
+
+async def test_a_cancel_that_is_interrupted_costs_no_task(session: Session, tmp_path: Path, until: Until) -> None:
+    held = await silence_one_worker(session, tmp_path, until)
+    waiting = [marker(tmp_path / f"mark{i}") for i in range(20)]
+    await session.submit_tasks(waiting)
+    await asyncio.sleep(0.3)  # as above
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(session.cancel_tasks([*held, *waiting]), 0.5)
+    (tmp_path / "gate").touch()
+    await session.wait_tasks(timeout=30)
+    assert {task.state for task in held} == {TaskState.DONE}
+    assert TaskState.CANCELED in {task.state for task in waiting}
+    assert runs(tmp_path, waiting) == once_or_canceled(waiting)
+
+
+@pytest.mark.parametrize("patience", [0.2, None])
+async def test_a_scheduler_that_answers_late_costs_no_task(
+    cluster: LocalCluster, tmp_path: Path, until: Until, monkeypatch: pytest.MonkeyPatch, patience: float | None
+) -> None:
+    monkeypatch.setattr(withdraw, "ANSWER", 0.5)
+    backend = DaskExecutionBackend(cluster=cluster.scheduler_address)  # on a loop other than the scheduler's
+    async with Session(backends=[backend], work_dir=tmp_path) as session:
+        held = blockers(tmp_path / "gate")
+        await session.submit_tasks(held)
+        await until(lambda: all(task.state is TaskState.RUNNING for task in held))
+        waiting = [marker(tmp_path / f"mark{i}") for i in range(20)]
+        await session.submit_tasks(waiting)
+        await asyncio.sleep(0.3)  # they are at the scheduler
+        cluster.loop.add_callback(time.sleep, 1.5)
+        try:
+            await asyncio.wait_for(session.cancel_tasks(waiting), patience)
+        except TimeoutError:
+            assert patience is not None
+        await until(lambda: all(task.state is TaskState.CANCELED for task in waiting), 30)
+        (tmp_path / "gate").touch()
+        await session.wait_tasks(timeout=30)
+    assert runs(tmp_path, waiting) == once_or_canceled(waiting)
+
+
 async def test_the_neighbours_of_a_canceled_task_still_run_once(session: Session, tmp_path: Path, until: Until) -> None:
     def leave(path: str) -> None:
         import pathlib

@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from rhapsody_dask.remote import REMEMBERED, Ledger, digest, ledger_path, read_ledger
+from rhapsody_dask.on_worker import REMEMBERED, Ledger, digest, ledger_path, read_ledger
 
 pytestmark = pytest.mark.engine("dask")
 
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from rhapsody_dask.remote import Ledger, digest
+from rhapsody_dask.on_worker import Ledger, digest
 ledger = Ledger(Path(sys.argv[1]))
 ledger.write(ledger.open(41), 41, digest("first"))
 ledger.write(ledger.open(42), 42, digest("second"))

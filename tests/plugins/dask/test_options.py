@@ -138,7 +138,7 @@ def test_an_empty_cluster_is_given_work_so_that_it_can_grow() -> None:
 
 
 def test_a_ledger_divides_a_lost_unit_at_the_task_that_it_was_at() -> None:
-    from rhapsody_dask.remote import digest
+    from rhapsody_dask.on_worker import digest
     from rhapsody_dask.units import split_by_ledger
 
     tasks = [task(uid=f"t{i}") for i in range(4)]

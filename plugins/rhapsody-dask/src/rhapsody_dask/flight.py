@@ -25,7 +25,7 @@ from rhapsody.plugin import (
     TaskState,
 )
 
-from . import remote
+from . import on_scheduler, on_worker
 from .options import Placement, unmet
 from .units import Unit, split_by_ledger
 from .withdraw import stop_executables, withdraw
@@ -70,6 +70,7 @@ class Flight:
         self._lost = False
         self._looking: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[Any]] = set()
+        self._cancels: set[asyncio.Task[Any]] = set()  # that are under way, with or without their caller
 
     async def open(self) -> list[str]:
         """Learn of the workers. Returns warnings for the user."""
@@ -129,7 +130,7 @@ class Flight:
         try:
             with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"} if quiet else {}):
                 futures = self._client.map(
-                    remote.run_unit,
+                    on_worker.run_unit,
                     [payload for _, payload in part],
                     [unit.number for unit, _ in part],
                     token=self._token,
@@ -148,9 +149,9 @@ class Flight:
 
     def _receive(self, event: tuple[float, Sequence[Any]]) -> None:
         word, *rest = event[1]
-        if word == remote.JOINED:
+        if word == on_scheduler.JOINED:
             self.workers.joined(*rest)
-        elif word == remote.LEFT:
+        elif word == on_scheduler.LEFT:
             (address,) = rest
             self.workers.left(address)
             for held in [held for held in self._units.values() if held.worker == address]:
@@ -163,20 +164,20 @@ class Flight:
                 self._report(unit, word, rest[1:])
 
     def _report(self, unit: Unit, word: str, rest: Sequence[Any]) -> None:
-        if word == remote.FRAMES:
+        if word == on_worker.FRAMES:
             address, frames, uid, at = rest
             unit.worker = address
             events: list[Event] = self._ended(unit, frames)
             if uid is not None:
                 events.append(Started(uid, at, self.workers.name_of(address)))
             self._context.events.put(events)
-        elif word == remote.FINAL:
+        elif word == on_worker.FINAL:
             frames, more, unit.attempt = rest
             self._context.events.put(self._ended(unit, frames))
             if not more:
                 self._release(unit)
         else:
-            assert word == remote.MOVED
+            assert word == on_worker.MOVED
             self._lose_worker(unit, rest[0])
 
     def _ended(self, unit: Unit, frames: bytes) -> list[Event]:
@@ -295,7 +296,21 @@ class Flight:
     # -- cancel -------------------------------------------------------------------------------------------------------
 
     async def cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
-        """Stop tasks: those that wait will never run, executables are stopped."""
+        """Stop tasks: those that wait will never run, executables are stopped.
+
+        Goes on if the caller is interrupted: what the scheduler has let go of is reported by nobody else.
+        """
+        work = asyncio.create_task(self._cancel(tasks))
+        self._cancels.add(work)
+        work.add_done_callback(self._canceled)
+        return await asyncio.shield(work)
+
+    def _canceled(self, work: asyncio.Task[Any]) -> None:
+        self._cancels.discard(work)
+        if not work.cancelled() and (error := work.exception()) is not None:  # its caller may no longer be there
+            self._context.log.warning("cancel_not_finished", error=repr(error))
+
+    async def _cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
         wanted: dict[Unit, list[ComputeTask]] = defaultdict(list)
         results: dict[str, CancelResult] = {}
         for task in tasks:
@@ -307,29 +322,27 @@ class Flight:
         for unit in wanted:
             unit.withdrawals += 1
         try:
-            taken, never = await withdraw(
-                self._client, self._token, {unit: [task.uid for task in asked] for unit, asked in wanted.items()}
-            )
-            for unit, uids in taken.items():
-                never.update(uids)
-                self._take_back(unit, uids)
+            uids = {unit: [task.uid for task in asked] for unit, asked in wanted.items()}
+            async for unit, never, is_back in withdraw(self._client, self._token, uids):
+                results.update(dict.fromkeys(never, CancelResult.NEVER_STARTED))
+                if is_back:
+                    self._take_back(unit, never)
+                for uid in never:
+                    unit.open.pop(uid, None)
+                    self._unit_of.pop(uid, None)
+                self._context.events.put([Outcome(uid, TaskState.CANCELED) for uid in never])
         finally:
             for unit in wanted:
                 unit.withdrawals -= 1
         running = _by_unit()
-        events: list[Event] = []
         for unit, asked in wanted.items():
             for task in asked:
-                if task.uid in never:
-                    unit.open.pop(task.uid, None)
-                    self._unit_of.pop(task.uid, None)
-                    events.append(Outcome(task.uid, TaskState.CANCELED))
-                    results[task.uid] = CancelResult.NEVER_STARTED
-                elif task.function is None and unit.worker is not None:
+                if task.uid in results:
+                    continue
+                if task.function is None and unit.worker is not None:
                     running[unit.worker][unit.number].append(task.uid)
                 else:
                     results[task.uid] = CancelResult.CANNOT_STOP
-        self._context.events.put(events)
         stopped = await stop_executables(self._client, self._token, self._context.session, running)
         for group in running.values():
             for uid in chain.from_iterable(group.values()):

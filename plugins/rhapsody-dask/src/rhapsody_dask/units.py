@@ -9,8 +9,8 @@ import attrs
 from distributed import Future
 from rhapsody.plugin import Capacity, ComputeTask, TaskBatch
 
+from .on_worker import digest
 from .options import Placement, WorkerInfo
-from .remote import digest
 
 
 @attrs.define(eq=False)

@@ -12,11 +12,11 @@ from distributed import Client
 from distributed.versions import get_versions
 from rhapsody.plugin import BackendContext
 
-from . import remote
+from . import on_scheduler, on_worker
 from .options import WorkerInfo, mismatches
 from .units import capacity_for
 
-ANSWER: Final = 5.0  # seconds within which a worker or the scheduler answers a question
+ANSWER: Final = 5.0  # seconds within which a worker answers a question
 
 
 class Workers:
@@ -48,10 +48,10 @@ class Workers:
 
     async def open(self) -> list[str]:
         """Learn of the workers, and from now on of their coming and going. Returns warnings for the user."""
-        told = await self._client.run_on_scheduler(remote.attach, self._token, self._client.id)
+        told = await self._client.run_on_scheduler(on_scheduler.attach, self._token, self._client.id)
         self._set({**{fields["address"]: WorkerInfo(**fields) for fields in told}, **self.known})
         if self._own and self.known:
-            await self._client.run(remote.ignore_interrupts, os.getpid())
+            await self._client.run(on_worker.ignore_interrupts, os.getpid())
         return [text for worker in self.known.values() for text in self._mismatches(worker)]
 
     def joined(self, fields: Mapping[str, Any]) -> None:
@@ -77,14 +77,14 @@ class Workers:
         directory = self._directories.get(address)
         if not directory:
             return None
-        path = str(remote.ledger_path(directory, self._token))
-        if (here := remote.read_ledger(path)) is not None:
+        path = str(on_worker.ledger_path(directory, self._token))
+        if (here := on_worker.read_ledger(path)) is not None:
             return here
         host = address.rpartition(":")[0]
         for neighbour in [other for other in self.known if other.rpartition(":")[0] == host][:3]:
             try:
                 async with asyncio.timeout(ANSWER):
-                    answer = await self._client.run(remote.read_ledger, path, workers=[neighbour])
+                    answer = await self._client.run(on_worker.read_ledger, path, workers=[neighbour])
             except Exception as error:  # it is as good as not there: nothing is known, and nothing runs twice
                 self._context.log.warning("ledger_not_read", worker=address, error=repr(error))
                 continue
@@ -94,15 +94,15 @@ class Workers:
 
     async def tidy(self) -> None:
         """Leave nothing on a cluster that lives on."""
-        await self._client.run(remote.forget_on_worker, self._token, on_error="ignore")
-        await self._client.run_on_scheduler(remote.detach, self._token, self._client.id)
+        await self._client.run(on_worker.forget, self._token, on_error="ignore")
+        await self._client.run_on_scheduler(on_scheduler.detach, self._token, self._client.id)
 
     def close(self) -> None:
         """Remove the ledgers of this machine: those of workers that are gone, and of a cluster that ends now."""
         for task in self._shielding:
             task.cancel()
         for directory in self._directories.values():
-            remote.ledger_path(directory, self._token).unlink(missing_ok=True)
+            on_worker.ledger_path(directory, self._token).unlink(missing_ok=True)
 
     def _set(self, workers: Mapping[str, WorkerInfo]) -> None:
         self.known = workers
@@ -116,6 +116,6 @@ class Workers:
 
     def _shield(self, address: str) -> None:
         run = self._client.run
-        task = asyncio.create_task(run(remote.ignore_interrupts, os.getpid(), workers=[address], on_error="ignore"))
+        task = asyncio.create_task(run(on_worker.ignore_interrupts, os.getpid(), workers=[address], on_error="ignore"))
         self._shielding.add(task)
         task.add_done_callback(self._shielding.discard)

@@ -1,4 +1,4 @@
-"""What runs inside Dask's own processes: units on the workers, and a watcher on the scheduler.
+"""What runs inside Dask's workers: units, and the ledger that tells of them after a worker's death.
 
 A worker reports through the event stream that it has with the scheduler (`Worker.log_event`), on a topic that only our
 client reads. That is ordered, needs no round trip, and costs less than fetching a result: what a unit returns through
@@ -7,7 +7,6 @@ Dask is only what is too large for it. The messages, all of them lists whose fir
     [FRAMES, number, address, frames, uid, time]    tasks that have ended, and the one that runs now
     [FINAL, number, frames, more, attempt]          the unit has ended; with `more`, the rest is its Dask result
     [MOVED, number, address]                        refused: the unit was on another worker before, which was lost
-    [JOINED, worker] and [LEFT, address]            from the scheduler: the workers
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import signal
 import struct
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from hashlib import blake2b
@@ -27,12 +25,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import rhapsody.worker
-from distributed import Scheduler, Worker, get_worker
-from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed import Worker, get_worker
 
-FRAMES, FINAL, MOVED, JOINED, LEFT = "frames", "final", "moved", "joined", "left"
+from .on_scheduler import LEFT_BEHIND
 
-LEFT_BEHIND: Final = "rhapsody_left"  # annotation: the workers that were lost with the unit
+FRAMES, FINAL, MOVED = "frames", "final", "moved"
+
 EVENT_LIMIT: Final = 128 * 1024  # bytes; a larger frame travels as the unit's result
 REPORT_EVERY: Final = 0.05  # seconds that a start or an end is held back; a unit shorter than this is one message
 REMEMBERED: Final = 4096  # units that a worker remembers, more than a client has in flight on one
@@ -40,9 +38,6 @@ REMEMBERED: Final = 4096  # units that a worker remembers, more than a client ha
 STALE: Final = 24 * 3600.0  # seconds
 
 _RECORD: Final = struct.Struct("<Q8s")  # number of a unit, digest of the task that it is at
-
-
-# -- on the workers ---------------------------------------------------------------------------------------------------
 
 
 class Ledger:
@@ -285,19 +280,17 @@ def _has_failed(frame: rhapsody.worker.Frame) -> bool:
     return kind == "raised"
 
 
-async def withdraw_on_worker(
-    token: str, units: Mapping[int, list[str]], dask_worker: Worker
-) -> dict[int, list[str] | None]:
+async def withdraw(token: str, units: Mapping[int, list[str]], dask_worker: Worker) -> dict[int, list[str] | None]:
     """Withdraw tasks on this worker; see `WorkerSide.withdraw`."""
     side = side_of(dask_worker, token)
     return {number: side.withdraw(number, uids) for number, uids in units.items()}
 
 
-async def stop_on_worker(token: str, session: str, units: Mapping[int, list[str]], dask_worker: Worker) -> list[str]:
+async def stop(token: str, session: str, units: Mapping[int, list[str]], dask_worker: Worker) -> list[str]:
     """Stop executables of units that have begun. Returns the uids of those that were running, or will not run."""
     side = side_of(dask_worker, token)
 
-    async def stop(number: int, uid: str) -> bool:
+    async def stop_task(number: int, uid: str) -> bool:
         while side.may_run(number, uid):  # it may have begun and not yet started its process
             if await asyncio.to_thread(rhapsody.worker.stop, session, uid):
                 return True
@@ -305,7 +298,7 @@ async def stop_on_worker(token: str, session: str, units: Mapping[int, list[str]
         return False
 
     tasks = [(number, uid) for number, uids in units.items() for uid in uids]
-    stopped = await asyncio.gather(*(stop(number, uid) for number, uid in tasks))
+    stopped = await asyncio.gather(*(stop_task(number, uid) for number, uid in tasks))
     return [uid for (_, uid), was_running in zip(tasks, stopped, strict=True) if was_running]
 
 
@@ -318,7 +311,7 @@ def ignore_interrupts(client_pid: int) -> None:
         signal.signal(signal.SIGINT, lambda *_: None)
 
 
-def forget_on_worker(token: str, dask_worker: Worker) -> None:
+def forget(token: str, dask_worker: Worker) -> None:
     """Remove what a backend left on this worker, and the ledgers of workers that died beside it."""
     with _sides_lock:
         side = _sides.pop((dask_worker.address, token), None)
@@ -327,127 +320,3 @@ def forget_on_worker(token: str, dask_worker: Worker) -> None:
     for path in Path(dask_worker.local_directory).parent.glob(f"rhapsody-{token}-*"):
         if side is None or not path.name.endswith(Path(dask_worker.local_directory).name):
             path.unlink(missing_ok=True)
-
-
-# -- on the scheduler -------------------------------------------------------------------------------------------------
-
-
-class Watcher(SchedulerPlugin):  # type: ignore[misc]  # distributed ships no types
-    """Tells one client of the workers, and marks units that were on a worker when it was lost.
-
-    The scheduler runs the task of a lost worker again on another. The mark goes with the unit to the next worker,
-    which refuses it: a task may have effects, and runs at most once unless the user said otherwise.
-    """
-
-    def __init__(self, scheduler: Scheduler, token: str, client: str) -> None:
-        self.name = f"rhapsody-{token}"
-        self._scheduler = scheduler
-        self._token = token
-        self._client = client
-        self._workers = set(scheduler.workers)
-
-    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        """Report a worker that joins."""
-        self._workers.add(worker)
-        scheduler.log_event(self._token, [JOINED, describe_worker(scheduler, worker)])
-
-    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
-        """Report a worker that leaves."""
-        self._workers.discard(worker)
-        scheduler.log_event(self._token, [LEFT, worker])
-
-    def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
-        """Mark our units that are taken from a worker which is gone."""
-        if finish != "released" or start not in ("processing", "memory"):
-            return
-        if not isinstance(key, str) or not key.startswith(self.name):
-            return
-        scheduler = self._scheduler
-        gone = self._workers.difference(scheduler.workers)  # `remove_worker` is called after the transitions
-        task = scheduler.tasks.get(key)
-        if gone and task is not None:
-            annotations = dict(task.annotations or {})
-            annotations[LEFT_BEHIND] = [*annotations.get(LEFT_BEHIND, ()), *gone]
-            task.annotations = annotations
-
-    def log_event(self, topic: str, msg: Any) -> None:
-        """Keep none of our messages: the scheduler would remember the last thousand."""
-        if topic == self._token:
-            self._scheduler._broker.truncate(topic)
-
-    def remove_client(self, scheduler: Scheduler, client: str) -> None:
-        """Leave with the client, however that ended."""
-        if client == self._client:
-            scheduler.plugins.pop(self.name, None)
-            scheduler._broker._topics.pop(self._token, None)
-
-
-def describe_worker(scheduler: Scheduler, address: str) -> dict[str, Any]:
-    """Return the fields of `WorkerInfo`."""
-    worker = scheduler.workers[address]
-    packages = worker.versions.get("packages") or {}
-    return {
-        "address": address,
-        "name": worker.name if isinstance(worker.name, int | str) else str(worker.name),
-        "host": worker.host,
-        "threads": worker.nthreads,
-        "resources": dict(worker.resources),
-        "packages": {name: packages.get(name) for name in ("python", "cloudpickle")},
-        "directory": worker.local_directory,
-    }
-
-
-def attach(token: str, client: str, dask_scheduler: Scheduler) -> list[dict[str, Any]]:
-    """Begin to watch for a client. Returns the workers, of which it will learn from now on by messages."""
-    watcher = Watcher(dask_scheduler, token, client)
-    dask_scheduler.add_plugin(watcher, name=watcher.name)
-    dask_scheduler.subscribe_topic(token, client)
-    return [describe_worker(dask_scheduler, address) for address in dask_scheduler.workers]
-
-
-def detach(token: str, client: str, dask_scheduler: Scheduler) -> None:
-    """Stop watching."""
-    watcher = dask_scheduler.plugins.get(f"rhapsody-{token}")
-    if watcher is not None:
-        watcher.remove_client(dask_scheduler, client)
-
-
-WITHDRAWN, GONE, UNKNOWN = "withdrawn", "gone", "unknown"
-
-
-def withdraw_on_scheduler(
-    client: str, expected: Mapping[str, str | None], dask_scheduler: Scheduler
-) -> dict[str, tuple[str, str | None]]:
-    """Take back units that no worker has, or that are where they were expected.
-
-    Args:
-        client: whose they are.
-        expected: by key, the worker that has promised not to begin with the unit; None if nobody has.
-
-    Returns:
-        For each key WITHDRAWN, also where a worker has kept its promise before this; or "processing" and the worker
-        that has it; GONE if it has ended or was lost with a worker; UNKNOWN if it has not arrived yet.
-    """
-    fates: dict[str, tuple[str, str | None]] = {}
-    take: list[str] = []
-    for key, address in expected.items():
-        task = dask_scheduler.tasks.get(key)
-        if task is None:
-            fates[key] = (UNKNOWN, None)
-        elif task.state == "processing" and task.processing_on.address != address:
-            fates[key] = ("processing", task.processing_on.address)
-        elif not _has_kept_a_promise(task) and (
-            task.state in ("memory", "erred", "forgotten") or LEFT_BEHIND in (task.annotations or {})
-        ):
-            fates[key] = (GONE, None)
-        else:
-            fates[key] = (WITHDRAWN, None)
-            take.append(key)
-    if take:
-        dask_scheduler.client_releases_keys(take, client, f"rhapsody-withdraw-{uuid.uuid4().hex[:8]}")
-    return fates
-
-
-def _has_kept_a_promise(task: Any) -> bool:
-    """Whether a unit has ended on the scheduler because its worker did not begin it: `run_unit` returned False."""
-    return bool(task.state == "memory" and task.type == "bool")
