@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rhapsody.api import ComputeTask, Resources
 from rhapsody.errors import UnsupportedError
-from rhapsody_radical.description import check, describe_executable, describe_unit, escape
+from rhapsody_radical.description import check, check_fields, describe_executable, describe_unit, escape
+from rhapsody_radical.pilot import Listener, PilotProcess
+from rhapsody_radical.resources import PilotRequest
 
 ODD = [
     "a b",
@@ -29,7 +32,11 @@ ODD = [
 ]
 
 
+HERE = PilotRequest(description={}, slots=1, local=True, shared_files=True)
+
+
 def described(task: ComputeTask, **more: Any) -> dict[str, Any]:
+    check_fields(task, "radical", HERE)
     return describe_executable(task, "task.7", "radical", **more)
 
 
@@ -95,6 +102,24 @@ def test_options_are_passed_on_in_radical_pilots_types() -> None:
     assert (fields["pre_exec"], fields["tags"], fields["sandbox"]) == (["a", "b"], {"colocate": 1}, "/scratch")
 
 
+def test_paths_and_tuples_inside_of_an_option_are_passed_on_as_text_and_lists() -> None:
+    task = ComputeTask(executable="x", backend_options={"input_staging": ({"source": Path("a"), "target": ("b",)},)})
+    assert described(task)["input_staging"] == [{"source": "a", "target": ["b"]}]
+
+
+@pytest.mark.parametrize("value", [{"at": datetime(2026, 1, 1)}, {"key": {1, 2}}, {(1, 2): "x"}, {"a": "\udcff"}])
+def test_an_option_that_cannot_travel_is_refused_with_a_remedy(value: dict[Any, Any]) -> None:
+    task = ComputeTask(executable="x", backend_options={"metadata": value})
+    with pytest.raises(UnsupportedError, match=f"{task.uid}.*metadata cannot travel.*it may hold text"):
+        check(task, "radical")
+
+
+def test_a_command_that_cannot_be_encoded_is_its_senders_error(tmp_path: Path) -> None:
+    process = PilotProcess(HERE, tmp_path, "sid", Listener(event=print, look=bool, gone=print))
+    with pytest.raises(TypeError):
+        process.submit([{"metadata": object()}])
+
+
 @pytest.mark.parametrize(
     ("task", "said"),
     [
@@ -121,6 +146,8 @@ def test_what_radical_pilot_cannot_do_is_refused_with_a_remedy(task: ComputeTask
         ComputeTask(executable="x", arguments=["\udcff"]),
         ComputeTask(executable="x", environment={"A-B": "c"}),
         ComputeTask(executable="x", environment={"A": "\0"}),
+        ComputeTask(executable="x", cwd="a\0b"),
+        ComputeTask(executable="x", stdin="\udcff"),
     ],
 )
 def test_text_that_no_shell_takes_is_refused(task: ComputeTask) -> None:

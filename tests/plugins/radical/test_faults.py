@@ -50,6 +50,24 @@ WAITS = (
 """
 )
 
+DESCRIBES = (
+    BEGINNING
+    + """
+    import contextlib, json
+    from pathlib import Path
+
+    @contextlib.contextmanager
+    def described(machine):
+        folder = Path.home() / ".radical" / "pilot" / "configs"
+        folder.mkdir(parents=True)
+        (folder / "resource_local.json").write_text(json.dumps({"localhost": machine}))
+        yield
+        (folder / "resource_local.json").unlink()
+        for path in (folder, *list(folder.parents)[:2]):
+            path.rmdir()
+"""
+)
+
 
 def client_of(folder: Path) -> psutil.Process:
     """Return the process that holds RADICAL-Pilot's client: the child of the keeper."""
@@ -187,18 +205,12 @@ if "radical-pilot-agent_0" in " ".join(sys.orig_argv):
 
 def test_an_agent_that_has_lost_its_word_to_itself_comes_up(script: Start) -> None:
     user = script(
-        BEGINNING
+        DESCRIBES
         + f"""
-    import json
-    from pathlib import Path
-
-    folder = Path.home() / ".radical" / "pilot" / "configs"
-    folder.mkdir(parents=True)
     deaf = Path("deaf").absolute()
     deaf.mkdir()
     (deaf / "sitecustomize.py").write_text({DEAF!r})
     machine = {{"pre_bootstrap_0": [f"export PYTHONPATH={{deaf}}"]}}
-    (folder / "resource_local.json").write_text(json.dumps({{"localhost": machine}}))
 
     async def main():
         async with Session(backends=[RadicalExecutionBackend(resources={{"cores": 2}})]) as session:
@@ -206,10 +218,8 @@ def test_an_agent_that_has_lost_its_word_to_itself_comes_up(script: Start) -> No
             await session.submit_tasks([task])
             print((await task).stdout.strip())
 
-    asyncio.run(main())
-    (folder / "resource_local.json").unlink()
-    for path in (folder, *list(folder.parents)[:2]):
-        path.rmdir()
+    with described(machine):
+        asyncio.run(main())
     print("ended well")
 """
     )
@@ -220,14 +230,8 @@ def test_an_agent_that_has_lost_its_word_to_itself_comes_up(script: Start) -> No
 
 def test_a_pilot_that_fails_says_why_and_the_program_goes_on(script: Start) -> None:
     user = script(
-        BEGINNING
+        DESCRIBES
         + """
-    from pathlib import Path
-
-    folder = Path.home() / ".radical" / "pilot" / "configs"
-    folder.mkdir(parents=True)
-    (folder / "resource_local.json").write_text('{"localhost": {"virtenv_mode": "use", "virtenv": "/no/such/env"}}')
-
     async def main():
         try:
             async with Session(backends=[RadicalExecutionBackend()]):
@@ -235,10 +239,8 @@ def test_a_pilot_that_fails_says_why_and_the_program_goes_on(script: Start) -> N
         except Exception as error:
             print(type(error).__name__, str(error).replace(chr(10), " "))
 
-    asyncio.run(main())
-    (folder / "resource_local.json").unlink()
-    for path in (folder, *list(folder.parents)[:2]):
-        path.rmdir()
+    with described({"virtenv_mode": "use", "virtenv": "/no/such/env"}):
+        asyncio.run(main())
     print("ended well")
 """
     )

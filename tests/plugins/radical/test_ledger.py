@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import attrs
 import pytest
 from rhapsody.api import ComputeTask, TaskState
 from rhapsody.errors import TaskExecutionError, WorkerLostError
-from rhapsody.plugin import Event, Outcome, Returned, Started
+from rhapsody.plugin import CancelResult, Event, Outcome, Returned, Started
 from rhapsody_radical import unit
 from rhapsody_radical.ledger import Held, Ledger
 
@@ -93,6 +94,34 @@ def test_an_executable_whose_files_are_elsewhere_has_the_tail_that_radical_pilot
     assert outcome.stdout == "tail"
 
 
+def test_a_program_that_removed_its_own_files_has_the_tail_that_radical_pilot_kept(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    hold(ledger, ComputeTask(executable="x"))
+    (tmp_path / "task.7.out").write_text("out")
+    [outcome] = told(ledger, "DONE", sandbox=f"file://localhost{tmp_path}/", exit_code=0, stdout="tail", stderr="")
+    assert isinstance(outcome, Outcome)
+    assert (outcome.state, outcome.stdout, outcome.stderr) == (TaskState.DONE, "tail", "")
+
+
+def test_a_task_whose_output_cannot_be_fetched_fails_alone(tmp_path: Path) -> None:
+    ledger = Ledger(lambda: tmp_path / "no" / "such" / "folder")
+    task, other = ComputeTask(executable="x", capture_stdio=True), ComputeTask(executable="x")
+    for uid, one in (("task.7", task), ("task.8", other)):
+        ledger.add([Held(uid, Batch([one]), [one])])  # type: ignore[arg-type]
+        for suffix in ("out", "err"):
+            (tmp_path / f"{uid}.{suffix}").write_text("words")
+    done = {"sandbox": f"file://localhost{tmp_path}/", "exit_code": 0}
+    bad, good = ledger.apply([["task.7", "DONE", done], ["task.8", "DONE", done]], 100.0)
+    assert isinstance(bad, Outcome)
+    assert isinstance(good, Outcome)
+    assert (good.state, good.stdout) == (TaskState.DONE, "words")
+    assert (bad.state, bad.exit_code) == (TaskState.FAILED, 0)
+    assert isinstance(bad.exception, TaskExecutionError)
+    assert "its output cannot be fetched" in str(bad.exception)
+    assert "no/such/folder" in str(bad.exception)
+
+
 def test_an_executable_that_fails_says_its_exit_code_and_its_last_words(ledger: Ledger, tmp_path: Path) -> None:
     outcome = executable(ledger, tmp_path, ComputeTask(executable="x"), "FAILED", "oh no", exit_code=3)
     assert isinstance(outcome.exception, TaskExecutionError)
@@ -127,7 +156,8 @@ def test_a_task_that_radical_pilot_itself_fails_says_why(ledger: Ledger) -> None
 
 def test_a_task_is_canceled_only_if_somebody_here_asked(ledger: Ledger) -> None:
     task = ComputeTask(executable="x")
-    ledger.note_cancel(hold(ledger, task), [task])
+    hold(ledger, task)
+    assert ledger.cancel([task]) == ({task.uid: CancelResult.NEVER_STARTED}, ["task.7"], [])
     assert ends(told(ledger, "CANCELED")) == {task.uid: TaskState.CANCELED}
     hold(ledger, task)
     [outcome] = told(ledger, "CANCELED")
@@ -204,21 +234,59 @@ def test_when_a_unit_never_came_to_run_all_of_it_fails(ledger: Ledger, tmp_path:
     assert ends(events) == {first.uid: TaskState.FAILED, second.uid: TaskState.FAILED}
 
 
-def test_when_a_waiting_unit_is_canceled_the_tasks_that_nobody_canceled_go_back(ledger: Ledger, tmp_path: Path) -> None:
-    (first, second), held = unit_of(ledger, tmp_path / "unit", 2)
-    ledger.note_cancel(held, [second])
-    events = told(ledger, "CANCELED")
+def test_a_waiting_unit_is_recalled_and_the_tasks_that_nobody_canceled_go_back(ledger: Ledger, tmp_path: Path) -> None:
+    (first, second), _ = unit_of(ledger, tmp_path / "unit", 2)
+    (tmp_path / "unit" / unit.PAYLOAD).touch()
+    results, ending, events = ledger.cancel([second])
+    assert (results, ending) == ({second.uid: CancelResult.NEVER_STARTED}, ["task.7"])
     assert ends(events) == {second.uid: TaskState.CANCELED}
     assert [event.uids for event in events if isinstance(event, Returned)] == [[first.uid]]
+    assert told(ledger, "CANCELED") == []
+
+
+def test_a_unit_that_has_begun_is_ended_only_once_it_has_halted(ledger: Ledger, tmp_path: Path) -> None:
+    folder = tmp_path / "unit"
+    (first, _), _ = unit_of(ledger, folder, 2)
+    told(ledger, "AGENT_EXECUTING")
+    write(folder)
+    ledger.look()
+    assert ledger.cancel([first]) == ({first.uid: CancelResult.STOPPED}, [], [])
+    assert json.loads((folder / unit.CANCEL).read_text()) == [first.uid]
+    assert ledger.halted() == []
+    (folder / unit.HALTED).touch()
+    assert ledger.halted() == ["task.7"]
+    assert ledger.halted() == []
+
+
+def test_a_unit_of_which_all_is_canceled_is_ended_at_once(ledger: Ledger, tmp_path: Path) -> None:
+    folder = tmp_path / "unit"
+    (first, second), _ = unit_of(ledger, folder, 2)
+    told(ledger, "AGENT_EXECUTING")
+    write(folder)
+    ledger.look()
+    ledger.cancel([second])
+    results, ending, _ = ledger.cancel([first])
+    assert (results, ending) == ({first.uid: CancelResult.STOPPED}, ["task.7"])
+    assert ends(told(ledger, "CANCELED")) == dict.fromkeys((first.uid, second.uid), TaskState.CANCELED)
+
+
+def test_the_task_that_begins_behind_one_that_was_passed_over_has_started(ledger: Ledger, tmp_path: Path) -> None:
+    folder = tmp_path / "unit"
+    (first, second, third), _ = unit_of(ledger, folder, 3)
+    told(ledger, "AGENT_EXECUTING")
+    write(folder, second)
+    assert [event.uid for event in ledger.look() if isinstance(event, Started)] == [first.uid]
+    write(folder, first)
+    assert [event.uid for event in ledger.look() if isinstance(event, Started)] == [third.uid]
 
 
 def test_when_the_running_task_of_a_unit_is_canceled_the_others_go_back(ledger: Ledger, tmp_path: Path) -> None:
     folder = tmp_path / "unit"
-    (first, second), held = unit_of(ledger, folder, 2)
+    (first, second), _ = unit_of(ledger, folder, 2)
     told(ledger, "AGENT_EXECUTING")
     write(folder)
     ledger.look()
-    ledger.note_cancel(held, [first])
+    ledger.cancel([first])
     events = told(ledger, "CANCELED")
     assert ends(events) == {first.uid: TaskState.CANCELED}
     assert [event.uids for event in events if isinstance(event, Returned)] == [[second.uid]]

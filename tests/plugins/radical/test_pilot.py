@@ -279,6 +279,19 @@ async def test_a_running_function_is_stopped_and_its_neighbours_run(session: Ses
     assert {task.state for task in others} == {TaskState.DONE}
 
 
+async def test_a_function_of_a_waiting_unit_is_canceled_and_its_neighbours_run(session: Session) -> None:
+    await run(session, *[ComputeTask(function=time.sleep, args=(0.01,)) for _ in range(30)])
+    ahead = [ComputeTask(executable="sleep", arguments=[600]) for _ in range(2)]
+    await session.submit_tasks(ahead)
+    await until_running(*ahead)
+    functions = [ComputeTask(function=time.sleep, args=(0.01,)) for _ in range(30)]
+    await session.submit_tasks(functions)
+    assert await session.cancel_tasks(functions[:1]) == {functions[0].uid: CancelResult.NEVER_STARTED}
+    await session.cancel_tasks(ahead)
+    await session.wait_tasks(functions)
+    assert [task.state for task in functions] == [TaskState.CANCELED, *[TaskState.DONE] * 29]
+
+
 async def test_the_terminal_stays_quiet(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
     await run(session, ComputeTask(executable="echo", arguments=["hello"]), ComputeTask(function=print, args=("hi",)))
     assert capfd.readouterr() == ("", "")

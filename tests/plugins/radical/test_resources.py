@@ -70,6 +70,7 @@ def test_a_machine_behind_ssh_shares_no_files() -> None:
         ({"exit_on_error": True}, "never ends your process"),
         ({"uid": "pilot.7"}, "the backend names it"),
         ({7: 7}, "resources have no 7"),
+        ({"prepare_env": {"env": {1, 2}}}, "prepare_env cannot travel to RADICAL-Pilot"),
         ([("cores", 4)], "must be a mapping"),
     ],
 )
@@ -77,6 +78,12 @@ def test_what_makes_no_sense_is_refused_by_name(given: object, said: str) -> Non
     with pytest.raises(BackendConfigurationError) as caught:
         read_resources(given, MACHINES)  # type: ignore[arg-type]
     assert said in str(caught.value)
+
+
+def test_paths_become_text_wherever_they_are() -> None:
+    request = read_resources({"sandbox": Path("/here"), "input_staging": [{"source": Path("/a")}]}, MACHINES)
+    assert request.description["sandbox"] == "/here"
+    assert request.description["input_staging"] == [{"source": "/a"}]
 
 
 @pytest.mark.engine("radical")

@@ -86,6 +86,7 @@ class RadicalExecutionBackend(ExecutionBackend):
             self.capabilities = attrs.evolve(self.capabilities, functions=False)
         self._context: BackendContext | None = None
         self._folder = Path()
+        self._units = Path()  # below it, for what this pilot's tasks read
         self._process: PilotProcess | None = None
         self._ledger: Ledger | None = None
         self._active: asyncio.Future[None] | None = None
@@ -103,6 +104,7 @@ class RadicalExecutionBackend(ExecutionBackend):
         self._ledger = Ledger(lambda: context.sandbox)
         self._folder = context.sandbox.resolve() / _ODD.sub("_", self.name)
         sid = f"rp.{_ODD.sub('_', context.session)}.{secrets.token_hex(4)}"
+        self._units = self._folder / "units" / sid  # an earlier run of the same session may have left its own
         listener = Listener(event=self._on_event, look=self._look, gone=self._gone)
         self._process = PilotProcess(self.request, self._folder, sid, listener)
         context.log.info("pilot_starting", resources=dict(self.request.description), folder=str(self._folder))
@@ -113,10 +115,11 @@ class RadicalExecutionBackend(ExecutionBackend):
 
     @hookimpl
     def rhapsody_validate(self, tasks: Sequence[ComputeTask]) -> None:
-        """Refuse options that RADICAL-Pilot does not have, and tasks that are larger than the pilot."""
+        """Refuse options and fields that RADICAL-Pilot cannot take, and tasks that are larger than the pilot."""
         for task in tasks:
             description.check(task, self.name)
             description.check_size(task, self.name, self.request)
+            description.check_fields(task, self.name, self.request)
 
     @hookimpl
     def rhapsody_batch(self, backlog: Backlog) -> Sequence[ComputeTask] | None:
@@ -138,23 +141,18 @@ class RadicalExecutionBackend(ExecutionBackend):
 
     @hookimpl
     async def rhapsody_cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
-        """Stop tasks through the pilot."""
+        """Stop tasks: executables through the pilot, functions so that nothing else of their unit is harmed."""
+        return await asyncio.to_thread(self._cancel, tasks)
+
+    def _cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
+        # All of it in the thread, which goes on if the caller is interrupted: what a recalled unit held is told by
+        # nobody else.
         assert self._ledger is not None
         assert self._process is not None
-        results: dict[str, CancelResult] = {}
-        stop: list[str] = []
-        for held, wanted in self._ledger.find(tasks):
-            self._ledger.note_cancel(held, wanted)
-            running = held.open[0].uid if held.started and held.open else None
-            uids = {task.uid for task in wanted}
-            for uid in uids:
-                results[uid] = CancelResult.STOPPED if uid == running else CancelResult.NEVER_STARTED
-            if running is None or running in uids:
-                stop.append(held.uid)
-            elif held.folder is not None:  # what runs is not to be harmed: the unit passes over the others
-                await asyncio.to_thread(unit.write_cancel, held.folder, held.canceled)
-        if stop:
-            self._process.cancel(stop)
+        results, ending, events = self._ledger.cancel(tasks)
+        if ending:
+            self._process.cancel(ending)
+        self._put(events)
         return results
 
     @hookimpl
@@ -177,29 +175,33 @@ class RadicalExecutionBackend(ExecutionBackend):
             except UnsupportedError as error:
                 self._put([Outcome(task.uid, TaskState.FAILED, exception=error)])
                 continue
+            except Exception as error:  # its arguments' own code, or no room for its input: the others go on
+                problem = SubmitError(
+                    f"task {task.uid}: backend {self.name!r} could not send it: {type(error).__name__}: {error}"
+                )
+                problem.__cause__ = error
+                self._put([Outcome(task.uid, TaskState.FAILED, exception=problem)])
+                continue
             descriptions.append(described)
             entries.append(Held(uid, batch, [task]))
         self._send(entries, descriptions)
 
     def _submit_unit(self, batch: TaskBatch) -> None:
-        assert self._context is not None
         uid = self._next_uid()
-        folder = self._folder / "units" / uid
+        folder = self._units / uid
         payload = batch.encode()
         if not batch.shipped:
             return
         folder.mkdir()
         (folder / unit.PAYLOAD).write_bytes(payload)
-        command = [sys.executable, "-m", "rhapsody_radical.unit", str(folder), self._context.session]
+        command = [sys.executable, "-m", "rhapsody_radical.unit", str(folder)]
         alone = batch.tasks[0] if len(batch) == 1 else None
         self._send([Held(uid, batch, list(batch.shipped), folder)], [description.describe_unit(command, uid, alone)])
 
     def _stdin_of(self, task: ComputeTask, uid: str) -> str | None:
         if task.stdin is None:
             return None
-        if not self.request.shared_files:
-            raise UnsupportedError(f"task {task.uid}: stdin cannot travel to {self.request.description['resource']!r}")
-        path = self._folder / "units" / f"{uid}.stdin"
+        path = self._units / f"{uid}.stdin"
         path.write_bytes(task.stdin.encode() if isinstance(task.stdin, str) else task.stdin)
         return str(path)
 
@@ -231,8 +233,11 @@ class RadicalExecutionBackend(ExecutionBackend):
 
     def _look(self) -> bool:
         assert self._ledger is not None
+        assert self._process is not None
         if self._ledger.watches:
             self._put(self._ledger.look())
+            if halted := self._ledger.halted():
+                self._process.cancel(halted)
         return self._ledger.watches
 
     def _gone(self) -> None:
@@ -277,21 +282,20 @@ class RadicalExecutionBackend(ExecutionBackend):
 
     def _prepare(self) -> None:
         assert self._process is not None
-        units = self._folder / "units"
-        units.mkdir(parents=True, exist_ok=True)
-        (units / unit.SEARCH_PATH).write_text(json.dumps([str(Path(entry).absolute()) for entry in sys.path]))
+        self._units.mkdir(parents=True)
+        (self._units / unit.SEARCH_PATH).write_text(json.dumps([str(Path(entry).absolute()) for entry in sys.path]))
         self._process.start()
 
     def _tidy(self) -> None:
         """Remove what only a running pilot needs; its logs, and what tasks wrote, stay."""
         for name in ("config", ".radical"):
             shutil.rmtree(self._folder / name, ignore_errors=True)
-        units = self._folder / "units"
-        for path in units.glob("*"):
+        for path in self._units.glob("*"):
             if path.is_file():
                 path.unlink()
-        if units.is_dir() and not any(units.iterdir()):
-            units.rmdir()
+        for folder in (self._units, self._units.parent):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

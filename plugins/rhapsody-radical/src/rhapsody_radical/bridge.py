@@ -1,9 +1,12 @@
 """The process that holds RADICAL-Pilot's client: its session, its managers and its one pilot.
 
 `python -m rhapsody_radical.bridge CONFIG` reads commands from standard input and writes events to standard output,
-one JSON object a line (`rhapsody_radical.wire` lists them); whatever RADICAL-Pilot prints goes to standard error. The
-process exists because RADICAL-Pilot does to its host what a library must not: it replaces `os.fork`, keeps state that
-is one per process, uses the current directory, runs some twenty threads, and may end its process when a pilot fails.
+one JSON object a line; whatever RADICAL-Pilot prints goes to standard error. Commands are `submit`, `cancel` and
+`close`; events are `submitted`, `active`, `tasks` and `lost`.
+
+The process exists because RADICAL-Pilot does to its host what a library must not: it replaces `os.fork`, keeps state
+that is one per process, uses the current directory, runs some twenty threads, and may end its process when a pilot
+fails.
 """
 
 from __future__ import annotations

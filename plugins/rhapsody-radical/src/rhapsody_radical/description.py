@@ -15,6 +15,7 @@ from typing import Any, Final
 from rhapsody.api import ComputeTask, Resources
 from rhapsody.errors import UnsupportedError, describe
 
+from .plain import MAY_HOLD, plain, why_not
 from .resources import PilotRequest, nearest
 
 _LIST: Final = (list, tuple)
@@ -131,6 +132,31 @@ def check_size(task: ComputeTask, backend: str, request: PilotRequest) -> None:
         _refuse(task, backend, "it wants several ranks, and neither mpirun nor mpiexec is on PATH; install an MPI")
 
 
+def check_fields(task: ComputeTask, backend: str, request: PilotRequest) -> None:
+    """Refuse fields of an executable task with text that no shell takes, or that the pilot is too far away for.
+
+    Raises:
+        UnsupportedError: names the task, the field and a remedy.
+    """
+    for name, value in (task.environment or {}).items():
+        if not _PLAIN_NAME.fullmatch(name):
+            _refuse(task, backend, f"environment variable {name!r} has a name that no shell can set")
+        _check_text(task, backend, [value])
+    _check_text(task, backend, [str(task.cwd or "")])
+    if isinstance(task.stdin, str):
+        _check_unicode(task, backend, task.stdin)
+    if not request.shared_files:
+        machine = request.description["resource"]
+        if task.stdin is not None:
+            _refuse(
+                task, backend, f"stdin cannot travel to {machine!r} by ssh; let the program read a file that is there"
+            )
+        if task.capture_stdio:
+            _refuse(
+                task, backend, f"capture_stdio cannot fetch files of {machine!r} by ssh; let the program write its own"
+            )
+
+
 def has_mpi() -> bool:
     """Whether this machine can start ranks: an MPI on PATH or beside Python, where the pilot finds it too."""
     beside = str(PurePath(sys.executable).parent)
@@ -142,7 +168,7 @@ def describe_executable(task: ComputeTask, uid: str, backend: str, stdin: str | 
     """Return the TaskDescription of an executable task.
 
     Args:
-        task: what to run; `check` has passed it.
+        task: what to run; `check` and `check_fields` have passed it.
         uid: its name in RADICAL-Pilot.
         backend: the backend's name, for an error.
         stdin: file that it reads, on the pilot's side.
@@ -155,11 +181,7 @@ def describe_executable(task: ComputeTask, uid: str, backend: str, stdin: str | 
     bash hands on exactly what the user wrote, and the values of the environment are escaped.
     """
     words = [str(task.executable), *map(str, task.arguments)]
-    _check_text(task, backend, [*words, str(task.cwd or "")])
-    for name, value in (task.environment or {}).items():
-        if not _PLAIN_NAME.fullmatch(name):
-            _refuse(task, backend, f"environment variable {name!r} has a name that no shell can set")
-        _check_text(task, backend, [value])
+    _check_text(task, backend, words)
     if task.shell:
         words = ["/bin/sh", "-c", " ".join([words[0], *map(shlex.quote, words[1:])])]
     command = shlex.join(words)
@@ -192,7 +214,7 @@ def _describe(task: ComputeTask | None, uid: str, command: str) -> dict[str, Any
     if task.resources is not None:
         description.update(_resources(task.resources))
     for option, value in (task.backend_options or {}).items():
-        description[option] = _plain(option, value)
+        description[option] = _option(option, value)
     return description
 
 
@@ -210,14 +232,10 @@ def _resources(resources: Resources) -> dict[str, Any]:
     return fields
 
 
-def _plain(option: str, value: Any) -> Any:
+def _option(option: str, value: Any) -> Any:
     if option in ("pre_launch", "pre_exec", "post_launch", "post_exec") and isinstance(value, str):
         return [value]
-    if isinstance(value, tuple):
-        return list(value)
-    if isinstance(value, PurePath):
-        return str(value)
-    return dict(value) if isinstance(value, Mapping) else value
+    return plain(value)
 
 
 def _check_option(task: ComputeTask, backend: str, option: str, value: Any) -> None:
@@ -229,6 +247,12 @@ def _check_option(task: ComputeTask, backend: str, option: str, value: Any) -> N
     elif not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         _refuse(task, backend, f"backend_options: {option} must be {wanted}, not {describe(value)}")
+    if (problem := why_not(value)) is not None:
+        _refuse(
+            task,
+            backend,
+            f"backend_options: {option} cannot travel to RADICAL-Pilot ({problem}); it may hold {MAY_HOLD}",
+        )
     if option in _SAME_AS and task.resources is not None:
         _refuse(task, backend, f"{option} is given twice: keep Resources({_SAME_AS[option]}=...)")
 
@@ -237,10 +261,14 @@ def _check_text(task: ComputeTask, backend: str, words: Sequence[str]) -> None:
     for word in words:
         if "\0" in word:
             _refuse(task, backend, f"{describe(word)} has a NUL character, which no operating system takes")
-        try:
-            word.encode()
-        except UnicodeEncodeError:
-            _refuse(task, backend, f"{describe(word)} is not valid Unicode")
+        _check_unicode(task, backend, word)
+
+
+def _check_unicode(task: ComputeTask, backend: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        _refuse(task, backend, f"{describe(text)} is not valid Unicode")
 
 
 def _refuse(task: ComputeTask, backend: str, problem: str) -> None:

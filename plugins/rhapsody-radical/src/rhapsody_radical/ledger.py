@@ -6,6 +6,8 @@ import re
 import shutil
 import signal
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import attrs
 from rhapsody.api import ComputeTask, TaskState
 from rhapsody.errors import TaskExecutionError, WorkerLostError
-from rhapsody.plugin import Event, Outcome, Returned, Started, TaskBatch
+from rhapsody.plugin import CancelResult, Event, Outcome, Returned, Started, TaskBatch
 
 from . import unit as unit_files
 
@@ -31,6 +33,10 @@ _NOT_STARTED: Final = (126, 127)  # what a shell returns for a program that it c
 _SIGNAL_BASE: Final = 128  # what a shell adds to the number of the signal that ended a program
 
 
+def _by_uid(tasks: Iterable[ComputeTask]) -> OrderedDict[str, ComputeTask]:
+    return OrderedDict((task.uid, task) for task in tasks)
+
+
 @attrs.define(eq=False)
 class Held:
     """One RADICAL-Pilot task in the pilot's hands: an executable, or a unit of functions.
@@ -38,20 +44,26 @@ class Held:
     Attributes:
         uid: its name in RADICAL-Pilot.
         batch: what it came in.
-        open: tasks that have not ended, in the order in which they run.
+        open: tasks that have not ended, by uid, in the order in which they run. Ordered, since a dict from which many
+            were taken is slow to find its first.
         folder: of a unit: where its files are. None for an executable.
-        started: whether its first task began.
+        running: uid of the task that began last, as far as is known. None: none has begun.
         canceled: uids of tasks that were asked to stop.
         read: bytes of the unit's frames that were read.
     """
 
     uid: str
     batch: TaskBatch
-    open: list[ComputeTask]
+    open: OrderedDict[str, ComputeTask] = attrs.field(converter=_by_uid)
     folder: Path | None = None
-    started: bool = False
+    running: str | None = None
     canceled: set[str] = attrs.field(factory=set)
     read: int = 0
+
+    def begin(self, at: float, ran_on: str | None = None) -> list[Event]:
+        """Note that the first open task runs now, if there is one."""
+        self.running = next(iter(self.open), None)
+        return [] if self.running is None else [Started(self.running, at, ran_on)]
 
 
 class Ledger:
@@ -73,22 +85,45 @@ class Ledger:
         with self._lock:
             for held in entries:
                 self._held[held.uid] = held
-                self._of.update((task.uid, held) for task in held.open)
+                self._of.update(dict.fromkeys(held.open, held))
 
-    def find(self, tasks: Sequence[ComputeTask]) -> list[tuple[Held, list[ComputeTask]]]:
-        """Return what holds these tasks, each with those of them that it holds."""
+    def cancel(self, tasks: Sequence[ComputeTask]) -> tuple[dict[str, CancelResult], list[str], list[Event]]:
+        """Find out how to stop tasks without harm to others. What is known of a unit may be old by some milliseconds.
+
+        Returns: what becomes of each task that is held; what RADICAL-Pilot is to cancel, by uid; and what has happened.
+        """
+        results: dict[str, CancelResult] = {}
+        ending: list[str] = []
+        events: list[Event] = []
         with self._lock:
-            found: dict[str, tuple[Held, list[ComputeTask]]] = {}
+            concerned: dict[str, Held] = {}
             for task in tasks:
                 held = self._of.get(task.uid)
-                if held is not None:
-                    found.setdefault(held.uid, (held, []))[1].append(task)
-            return list(found.values())
+                if held is None:
+                    continue
+                concerned[held.uid] = held
+                held.canceled.add(task.uid)
+                is_running = task.uid == held.running
+                results[task.uid] = CancelResult.STOPPED if is_running else CancelResult.NEVER_STARTED
+            for held in concerned.values():
+                if held.folder is not None and unit_files.recall(held.folder):
+                    events += self._end(held, TaskState.CANCELED, time.time(), {})
+                    ending.append(held.uid)
+                elif held.canceled.issuperset(held.open):
+                    ending.append(held.uid)
+                else:  # the unit itself knows what runs
+                    assert held.folder is not None
+                    unit_files.write_cancel(held.folder, held.canceled)
+        return results, ending, events
 
-    def note_cancel(self, held: Held, tasks: Sequence[ComputeTask]) -> None:
-        """Remember that these were asked to stop, before RADICAL-Pilot is told."""
+    def halted(self) -> list[str]:
+        """Return the units that have halted at a canceled task since this was last asked, for RADICAL-Pilot to end."""
         with self._lock:
-            held.canceled.update(task.uid for task in tasks)
+            return [
+                held.uid
+                for held in self._running_units.values()
+                if held.canceled and held.folder is not None and unit_files.take_halt(held.folder)
+            ]
 
     @property
     def watches(self) -> bool:
@@ -115,24 +150,28 @@ class Ledger:
                     continue
                 if state == EXECUTING:
                     events += self._executing(held, at, details)
-                    continue
-                del self._held[uid]
-                self._running_units.pop(uid, None)
-                events += (
-                    [self._end_executable(held, STATE_OF[state], at, details)]
-                    if held.folder is None
-                    else self._end_unit(held, STATE_OF[state], details)
-                )
-                for task in held.open:
-                    self._of.pop(task.uid, None)
+                else:
+                    events += self._end(held, STATE_OF[state], at, details)
         return events
 
     def _executing(self, held: Held, at: float, details: Mapping[str, Any]) -> list[Event]:
         if held.folder is not None:
             self._running_units[held.uid] = held
             return []
-        held.started = True
-        return [Started(held.open[0].uid, at, details.get("node") or None)]
+        return held.begin(at, details.get("node") or None)
+
+    def _end(self, held: Held, state: TaskState, at: float, details: Mapping[str, Any]) -> list[Event]:
+        """Settle what is held, and let go of it."""
+        del self._held[held.uid]
+        self._running_units.pop(held.uid, None)
+        events: list[Event] = (
+            [self._end_executable(held, state, at, details)]
+            if held.folder is None
+            else self._end_unit(held, state, details)
+        )
+        for uid in held.open:
+            self._of.pop(uid, None)
+        return events
 
     # -- units of functions ------------------------------------------------------------------------------------------
 
@@ -142,23 +181,21 @@ class Ledger:
             with (held.folder / unit_files.FRAMES).open("rb") as file:
                 file.seek(held.read)
                 data = file.read()
-                began = Path(file.name).stat().st_ctime
+                written = Path(file.name).stat().st_mtime
         except FileNotFoundError:  # its Python is still starting
             return []
         events: list[Event] = []
-        if not held.started:
-            held.started = True
-            if held.open:
-                events.append(Started(held.open[0].uid, began))
+        if held.running is None:
+            events += held.begin(written)
         read = 0
         for frame, end in unit_files.complete(data):
             read = end
             for outcome in held.batch.decode(frame):
                 events.append(outcome)
                 self._of.pop(outcome.uid, None)
-                held.open = [task for task in held.open if task.uid != outcome.uid]
-                if held.open and outcome.ended_at is not None:
-                    events.append(Started(held.open[0].uid, outcome.ended_at, outcome.ran_on))
+                held.open.pop(outcome.uid, None)
+                if outcome.uid == held.running:
+                    events += held.begin(outcome.ended_at or written, outcome.ran_on)
         held.read += read
         return events
 
@@ -166,12 +203,12 @@ class Ledger:
         """Settle the tasks of a unit that ended: nearly always all of them are settled already."""
         assert held.folder is not None
         events = self._read(held)
-        if state is TaskState.DONE:  # a unit that failed is kept, for whoever wants to know why
+        if state is not TaskState.FAILED:  # a unit that failed is kept, for whoever wants to know why
             shutil.rmtree(held.folder, ignore_errors=True)
         back: list[str] = []
-        for place, task in enumerate(held.open):
+        for place, task in enumerate(held.open.values()):
             was_running = state is TaskState.DONE or place == 0
-            if not held.started:  # its Python did not start, and would not elsewhere
+            if held.running is None:  # its Python did not start, and would not elsewhere
                 was_running = state is not TaskState.CANCELED
             if task.uid in held.canceled and (state is TaskState.CANCELED or not was_running):
                 events.append(Outcome(task.uid, TaskState.CANCELED))
@@ -186,10 +223,17 @@ class Ledger:
     # -- executables -------------------------------------------------------------------------------------------------
 
     def _end_executable(self, held: Held, state: TaskState, at: float, details: Mapping[str, Any]) -> Outcome:
-        task = held.open[0]
+        [task] = held.open.values()
         outcome = Outcome(task.uid, state, ended_at=at, ran_on=details.get("node") or None)
         outcome.exit_code = details.get("exit_code")
-        error_tail = self._output(held.uid, task, outcome, details)
+        try:
+            error_tail = self._output(held.uid, task, outcome, details)
+        except OSError as error:  # of this task's files: it is no concern of the others
+            error_tail = details.get("stderr") or ""
+            if state is TaskState.DONE:
+                reason = f"its output cannot be fetched: {error}"
+                outcome.state = TaskState.FAILED
+                outcome.exception = TaskExecutionError(task.uid, outcome.exit_code, error_tail, reason=reason)
         if state is TaskState.CANCELED:
             if task.uid not in held.canceled:
                 outcome.state, outcome.exception = TaskState.FAILED, _not_asked(task, error_tail)
@@ -201,7 +245,8 @@ class Ledger:
         """Fetch what the program wrote. Returns the end of its standard error."""
         folder = Path(urlsplit(details.get("sandbox", "")).path)
         out, err = folder / f"{uid}.out", folder / f"{uid}.err"
-        if not details.get("sandbox") or not out.exists():  # it never started, or its files are elsewhere
+        if not details.get("sandbox") or not (out.exists() and err.exists()):
+            # It never started, it removed them, or they are elsewhere: what RADICAL-Pilot kept is all that there is.
             outcome.stdout, outcome.stderr = details.get("stdout"), details.get("stderr")
             return (outcome.stderr or "")[-_TAIL:]
         if task.capture_stdio:

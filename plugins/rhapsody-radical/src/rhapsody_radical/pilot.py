@@ -63,7 +63,7 @@ class PilotProcess:
         self._listener = listener
         self._keeper: subprocess.Popen[bytes] | None = None
         self._lifeline = -1
-        self._commands: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -117,11 +117,11 @@ class PilotProcess:
 
     def submit(self, descriptions: Sequence[Mapping[str, Any]]) -> None:
         """Give tasks to the pilot, as one bulk. Does not block."""
-        self._commands.put({"command": "submit", "tasks": descriptions})
+        self._command({"command": "submit", "tasks": descriptions})
 
     def cancel(self, uids: Iterable[str]) -> None:
         """Ask for tasks to be stopped. Does not block."""
-        self._commands.put({"command": "cancel", "uids": list(uids)})
+        self._command({"command": "cancel", "uids": list(uids)})
 
     def close(self) -> None:
         """Cancel the pilot, close RADICAL-Pilot's session, and end every process. Blocks; idempotent.
@@ -134,7 +134,7 @@ class PilotProcess:
             keeper = self._keeper
             if keeper is None:
                 return
-            self._commands.put({"command": "close"})
+            self._command({"command": "close"})
             self._commands.put(None)
             try:
                 keeper.wait(CLOSE_WITHIN)
@@ -176,13 +176,16 @@ class PilotProcess:
         if self._request.local:
             write_machine(self._request, folder, scripts, os.environ)
 
+    def _command(self, command: Mapping[str, Any]) -> None:
+        # Encoded here, so that what cannot be is the caller's error, and the thread that writes lives on.
+        self._commands.put(json.dumps(command).encode() + b"\n")
+
     def _write_commands(self) -> None:
         assert self._keeper is not None
         assert self._keeper.stdin is not None
         pipe = self._keeper.stdin.fileno()
         try:
-            while (command := self._commands.get()) is not None:
-                data = json.dumps(command).encode() + b"\n"
+            while (data := self._commands.get()) is not None:
                 while data:
                     data = data[os.write(pipe, data) :]
         except BrokenPipeError:  # it ended: whoever reads its events says so

@@ -10,6 +10,8 @@ from typing import Any, Final
 import attrs
 from rhapsody.errors import BackendConfigurationError, describe
 
+from .plain import MAY_HOLD, plain, why_not
+
 LOCAL: Final = "local.localhost"
 DEFAULT_RUNTIME: Final = 30  # minutes
 
@@ -75,6 +77,7 @@ def read_resources(resources: Mapping[str, Any] | None, machines: Mapping[str, M
         raise BackendConfigurationError(f"radical: resources must be a mapping, not {describe(resources)}")
     given = {key: value for key, value in (resources or {}).items() if value is not None}
     _check(given)
+    given = plain(given)
     label = given.setdefault("resource", LOCAL)
     if label not in machines:
         raise BackendConfigurationError(
@@ -87,8 +90,6 @@ def read_resources(resources: Mapping[str, Any] | None, machines: Mapping[str, M
     local = label.startswith("local.") and str(schema.get("job_manager_endpoint", "")).startswith("fork:")
     given.setdefault("runtime", DEFAULT_RUNTIME)
     slots = _size(label, machine, given, local)
-    if "sandbox" in given:
-        given["sandbox"] = os.fspath(given["sandbox"])
     return PilotRequest(
         description={**given, "exit_on_error": False},
         slots=slots,
@@ -116,6 +117,10 @@ def _check(given: Mapping[str, Any]) -> None:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise BackendConfigurationError(f"radical: {key} must be {wanted}, not {describe(value)}")
+        if (problem := why_not(value)) is not None:
+            raise BackendConfigurationError(
+                f"radical: {key} cannot travel to RADICAL-Pilot ({problem}); it may hold {MAY_HOLD}"
+            )
         if isinstance(value, int) and value < _AT_LEAST.get(key, value):
             raise BackendConfigurationError(f"radical: {key} must be at least {_AT_LEAST[key]}, not {value}")
 
