@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from rhapsody.api import ComputeTask, Session
 
 # Without the engine there is nothing to collect here; where it is required, the imports fail and say so.
 IS_INSTALLED = all(importlib.util.find_spec(package) is not None for package in ("rhapsody_dragon", "dragon"))
@@ -65,6 +67,18 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None
         if time.monotonic() > until:
             pytest.fail(f"{what}: still not so after {seconds:g} seconds")
         time.sleep(0.05)
+
+
+def run_tasks(backend: Any, folder: Path, *tasks: ComputeTask) -> list[ComputeTask]:
+    """Run tasks in a session of their own until each has ended."""
+
+    async def main() -> None:
+        async with Session([backend], work_dir=folder) as session:
+            await session.submit_tasks(tasks)
+            await session.wait_tasks(tasks)
+
+    asyncio.run(main())
+    return list(tasks)
 
 
 class Script:
@@ -130,6 +144,7 @@ def script(tmp_path: Path) -> Iterator[Callable[[str], Script]]:
     for one in scripts:
         for process in one.left():
             process.kill()
+        one.process.kill()
         one.process.wait()
         for stream in (one.process.stdout, one.process.stderr):
             if stream is not None:

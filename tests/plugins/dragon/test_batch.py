@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rhapsody.api import CancelResult, ComputeTask, Session, TaskState
 from rhapsody.errors import TaskExecutionError, WorkerLostError
 from rhapsody.testing import die
+from rhapsody_dragon.local import is_alive
 from rhapsody_dragon.v3 import DragonExecutionBackendV3
 
-pytestmark = [pytest.mark.engine("dragon"), pytest.mark.usefixtures("dragon"), pytest.mark.timeout(180)]
+from .conftest import run_tasks
 
-
-def run(backend: Any, tmp_path: Path, *tasks: ComputeTask) -> list[ComputeTask]:
-    async def main() -> None:
-        async with Session([backend], work_dir=tmp_path) as session:
-            await session.submit_tasks(tasks)
-            await session.wait_tasks(tasks)
-
-    asyncio.run(main())
-    return list(tasks)
+# Each test has a runtime of its own, and so one Batch.
+pytestmark = [pytest.mark.engine("dragon"), pytest.mark.timeout(300)]
 
 
 def test_batch_runs_a_template_and_a_job_and_says_how_they_ended(tmp_path: Path) -> None:
-    one, job = run(
+    one, job = run_tasks(
         DragonExecutionBackendV3(num_workers=1),
         tmp_path,
         ComputeTask(
@@ -43,7 +38,7 @@ def test_batch_runs_a_template_and_a_job_and_says_how_they_ended(tmp_path: Path)
 
 
 def test_stream_mode_runs_each_task_as_a_unit_of_batch(tmp_path: Path) -> None:
-    tasks = run(
+    tasks = run_tasks(
         DragonExecutionBackendV3(disable_batch_submission=True),
         tmp_path,
         *(ComputeTask(function=abs, args=(-n,)) for n in range(3)),
@@ -81,8 +76,35 @@ def test_programs_that_wait_in_batch_are_queued_and_are_canceled_with_the_one_th
     assert {task.state for task in tasks} == {TaskState.CANCELED}
     assert set(told) <= {CancelResult.STOPPED, CancelResult.NEVER_STARTED}
     for file in tmp_path.glob("[0-3]"):
-        stat = Path("/proc", file.read_text().strip(), "stat")
-        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+        assert not is_alive(int(file.read_text()))
+
+
+def test_sessions_at_the_same_time_share_a_batch_and_what_one_leaves_running_ends_without_harm(tmp_path: Path) -> None:
+    def sleep(path: str) -> None:
+        Path(path).write_text(str(os.getpid()))
+        time.sleep(300)  # in C, where Batch cannot interrupt it
+
+    async def main() -> tuple[ComputeTask, ComputeTask]:
+        backends = [DragonExecutionBackendV3(disable_batch_submission=True) for _ in range(2)]
+        leaving, staying = (Session([backend], work_dir=tmp_path) for backend in backends)
+        await asyncio.gather(leaving.start(), staying.start())
+        assert backends[0]._batch._host is backends[1]._batch._host
+        asleep = ComputeTask(function=sleep, args=(str(tmp_path / "pid"),))
+        after = ComputeTask(function=abs, args=(-2,))
+        await leaving.submit_tasks([asleep])
+        async with asyncio.timeout(60):
+            while not (tmp_path / "pid").exists():
+                await asyncio.sleep(0.1)
+        await staying.submit_tasks([after])
+        await leaving.close(wait=False)
+        assert not is_alive(int((tmp_path / "pid").read_text()))
+        await staying.wait_tasks([after])
+        await staying.close()
+        return asleep, after
+
+    asleep, after = asyncio.run(main())
+    assert asleep.state is not TaskState.DONE
+    assert after.return_value == 2
 
 
 def test_after_the_death_of_a_worker_of_batch_its_task_has_failed_and_all_others_run_once(tmp_path: Path) -> None:
@@ -93,7 +115,8 @@ def test_after_the_death_of_a_worker_of_batch_its_task_has_failed_and_all_others
     signing = [ComputeTask(function=sign, args=(str(tmp_path / str(number)),)) for number in range(12)]
     victim = ComputeTask(function=die)
     program = ComputeTask(executable="echo", arguments=["hi"], backend_options={"process_template": {}})
-    run(DragonExecutionBackendV3(disable_batch_submission=True), tmp_path, *signing[:6], victim, *signing[6:], program)
+    backend = DragonExecutionBackendV3(disable_batch_submission=True)
+    run_tasks(backend, tmp_path, *signing[:6], victim, *signing[6:], program)
     assert isinstance(victim.exception, WorkerLostError)
     assert {task.state for task in signing} == {TaskState.DONE}
     assert [(tmp_path / str(number)).read_text() for number in range(12)] == ["x"] * 12

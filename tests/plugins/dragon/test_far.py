@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from rhapsody_dragon.far import PART, PROGRESS, Joiner, Kind, Reporter, send
+from rhapsody_dragon.far import PROGRESS, Reporter
+from rhapsody_dragon.messages import PART, Joiner, Kind, send
 
 
 class Outbox:
@@ -15,7 +16,7 @@ class Outbox:
         self.messages: list[bytes] = []
         self.arrived = threading.Event()
 
-    def put(self, message: bytes) -> None:
+    def put(self, message: bytes, timeout: float | None = None) -> None:
         self.messages.append(message)
         self.arrived.set()
 
@@ -33,22 +34,22 @@ def progress_file(folder: Path) -> Path:
 
 def test_a_small_frame_is_one_message() -> None:
     outbox = Outbox()
-    send(outbox.put, 1, 2, Kind.FRAME, b"abc")
+    send(outbox, 1, 2, Kind.FRAME, b"abc")
     assert len(outbox.messages) == 1
     assert outbox.read() == [(2, Kind.FRAME, b"abc")]
 
 
 def test_a_large_frame_travels_in_parts_and_arrives_whole() -> None:
     outbox, data = Outbox(), bytes(range(256)) * (2 * PART // 256 + 1)
-    send(outbox.put, 1, 2, Kind.FRAME, data)
-    assert max(map(len, outbox.messages)) < PART + 100
+    send(outbox, 1, 2, Kind.FRAME, data)
+    assert max(map(len, outbox.messages)) == PART
     assert outbox.read() == [(2, Kind.FRAME, data)]
 
 
 def test_the_parts_of_two_senders_are_not_mixed() -> None:
     one, other, joiner = Outbox(), Outbox(), Joiner()
-    send(one.put, 1, 7, Kind.FRAME, b"a" * (PART + 1))
-    send(other.put, 2, 8, Kind.FRAME, b"b" * (PART + 1))
+    send(one, 1, 7, Kind.FRAME, b"a" * (PART + 1))
+    send(other, 2, 8, Kind.FRAME, b"b" * (PART + 1))
     mixed = [message for pair in zip(one.messages, other.messages, strict=True) for message in pair]
     whole = [joiner.feed(message) for message in mixed]
     assert [bytes(item[3]) for item in whole if item] == [b"a" * (PART + 1), b"b" * (PART + 1)]
@@ -56,10 +57,27 @@ def test_the_parts_of_two_senders_are_not_mixed() -> None:
 
 def test_the_parts_of_a_sender_that_died_are_dropped() -> None:
     outbox, joiner = Outbox(), Joiner()
-    send(outbox.put, 1, 7, Kind.FRAME, b"a" * (PART + 1))
+    send(outbox, 1, 7, Kind.FRAME, b"a" * (PART + 1))
     joiner.feed(outbox.messages[0])
     joiner.forget(1)
-    assert bytes(joiner.feed(outbox.messages[1])[3]) == b"a"
+    assert len(joiner.feed(outbox.messages[1])[3]) < PART
+
+
+def test_a_message_waits_for_memory_and_is_put_once() -> None:
+    from dragon.managed_memory import DragonPoolAllocationNotAvailable
+
+    class Full(Outbox):
+        tries = 0
+
+        def put(self, message: bytes, timeout: float | None = None) -> None:
+            self.tries += 1
+            if self.tries < 3:
+                raise DragonPoolAllocationNotAvailable(0, "the pool is full")
+            super().put(message)
+
+    outbox = Full()
+    send(outbox, 1, 2, Kind.FRAME, b"abc")
+    assert outbox.read() == [(2, Kind.FRAME, b"abc")]
 
 
 def test_the_first_frame_is_sent_at_once_and_close_ones_together(tmp_path: Path) -> None:

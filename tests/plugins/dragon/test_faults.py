@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rhapsody.api import CancelResult, ComputeTask, Session, TaskState
-from rhapsody.errors import SerializationError, TaskExecutionError, UnsupportedError, WorkerLostError
+from rhapsody.api import CancelResult, ComputeTask, Resources, Session, TaskState
+from rhapsody.errors import SerializationError, SubmitError, TaskExecutionError, UnsupportedError, WorkerLostError
+from rhapsody_dragon.local import is_alive
+from rhapsody_dragon.messages import PART, Joiner, Kind, destroy, new_queue, received, send
 from rhapsody_dragon.v1 import DragonExecutionBackendV1
 from rhapsody_dragon.v2 import DragonExecutionBackendV2
 from rhapsody_dragon.v3 import DragonExecutionBackendV3
+
+from .conftest import run_tasks
 
 pytestmark = [pytest.mark.engine("dragon"), pytest.mark.usefixtures("dragon"), pytest.mark.timeout(180)]
 
@@ -30,26 +34,43 @@ class Unloadable:
     def __call__(self) -> None: ...
 
 
-def run(backend: Any, tmp_path: Path, *tasks: ComputeTask) -> list[ComputeTask]:
-    async def main() -> None:
-        async with Session([backend], work_dir=tmp_path) as session:
-            await session.submit_tasks(tasks)
-            await session.wait_tasks(tasks)
+class Words(str):
+    """A string whose class is not there on a worker, as that of a script's enumeration."""
 
-    asyncio.run(main())
-    return list(tasks)
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (int, ("not a number",))
+
+
+def test_the_queues_of_a_hundred_workers_fit_into_dragons_memory() -> None:
+    queues = []
+    try:
+        for _ in range(201):
+            queues.append(new_queue())
+        send(queues[-1], 1, 2, Kind.FRAME, b"a" * 2 * PART)
+        messages = received(queues[-1], Joiner(), lambda: True)
+        assert [len(data) for *_, data in messages] == [2 * PART]
+    finally:
+        destroy(*queues)
 
 
 @pytest.mark.parametrize("kind", [DragonExecutionBackendV1, DragonExecutionBackendV2, DragonExecutionBackendV3])
 def test_a_function_that_cannot_be_loaded_on_the_worker_fails_alone(kind: type, tmp_path: Path) -> None:
-    bad, good = run(kind(), tmp_path, ComputeTask(function=Unloadable()), ComputeTask(function=abs, args=(-1,)))
+    bad, good = run_tasks(kind(), tmp_path, ComputeTask(function=Unloadable()), ComputeTask(function=abs, args=(-1,)))
     assert isinstance(bad.exception, SerializationError)
     assert "not a number" in str(bad.exception)
     assert good.return_value == 1
 
 
+def test_a_variable_of_the_scripts_own_string_class_reaches_the_program(tmp_path: Path) -> None:
+    program = ComputeTask(executable="sh", arguments=["-c", "echo $A"], environment={"A": Words("green")})
+    run_tasks(DragonExecutionBackendV2({"slots": 1}), tmp_path, program)
+    assert program.stdout == "green\n"
+
+
 def test_a_worker_that_dies_fails_its_task_and_is_replaced(tmp_path: Path) -> None:
-    tasks = run(
+    tasks = run_tasks(
         DragonExecutionBackendV2({"slots": 1}),
         tmp_path,
         *(ComputeTask(function=abs, args=(-n,)) for n in range(300)),
@@ -63,7 +84,7 @@ def test_a_worker_that_dies_fails_its_task_and_is_replaced(tmp_path: Path) -> No
 
 
 def test_a_result_larger_than_a_store_of_dragon_arrives(tmp_path: Path) -> None:
-    (task,) = run(DragonExecutionBackendV2({"slots": 1}), tmp_path, ComputeTask(function=bytes, args=(LARGE,)))
+    (task,) = run_tasks(DragonExecutionBackendV2({"slots": 1}), tmp_path, ComputeTask(function=bytes, args=(LARGE,)))
     assert len(task.return_value) == LARGE
 
 
@@ -109,12 +130,32 @@ def test_closing_with_tasks_running_ends_them(kind: type, tmp_path: Path) -> Non
     asyncio.run(main())
     assert {task.state for task in tasks} <= {TaskState.CANCELED, TaskState.FAILED, TaskState.DONE}
     assert tasks[0].state is not TaskState.DONE
-    stat = Path("/proc", pid_file.read_text().strip(), "stat")
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert not is_alive(int(pid_file.read_text()))
+
+
+def test_a_program_is_over_when_it_ends_and_what_it_left_in_the_background_ends_with_it(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    program = ComputeTask(executable="sh", arguments=["-c", f"sleep 300 & echo $! > {pid_file}; sleep 0.5; echo over"])
+    run_tasks(DragonExecutionBackendV1({"slots": 1}), tmp_path, program)
+    assert (program.exit_code, program.stdout) == (0, "over\n")
+    assert not is_alive(int(pid_file.read_text()))
+
+
+def test_ranks_are_checked_by_a_session_that_starts_with_its_first_task(tmp_path: Path) -> None:
+    async def main() -> ComputeTask:
+        task = ComputeTask(executable="true", resources=Resources(ranks=4000))
+        session = Session([DragonExecutionBackendV1()], work_dir=tmp_path)
+        await session.submit_tasks([task])
+        await session.close()
+        return task
+
+    task = asyncio.run(main())
+    assert isinstance(task.exception, SubmitError)
+    assert "slots" in str(task.exception)
 
 
 def test_a_limit_of_time_ends_the_processes_of_a_program(tmp_path: Path) -> None:
-    (task,) = run(
+    (task,) = run_tasks(
         DragonExecutionBackendV1({"slots": 1}),
         tmp_path,
         ComputeTask(executable="sleep", arguments=["300"], backend_options={"timeout": 0.5}),
@@ -147,9 +188,7 @@ def test_what_v1_has_started_ahead_is_gone_at_once_when_it_is_canceled(tmp_path:
 
 
 def test_ranks_run_side_by_side_and_fail_together(tmp_path: Path) -> None:
-    from rhapsody.api import Resources
-
-    good, bad = run(
+    good, bad = run_tasks(
         DragonExecutionBackendV1({"slots": 2}),
         tmp_path,
         ComputeTask(executable="echo", arguments=["rank"], resources=Resources(ranks=2)),
@@ -161,10 +200,8 @@ def test_ranks_run_side_by_side_and_fail_together(tmp_path: Path) -> None:
 
 
 def test_more_ranks_than_slots_are_refused(tmp_path: Path) -> None:
-    from rhapsody.api import Resources
-
     with pytest.raises(UnsupportedError, match="2 slots"):
-        run(
+        run_tasks(
             DragonExecutionBackendV1({"slots": 2}),
             tmp_path,
             ComputeTask(executable="true", resources=Resources(ranks=3)),

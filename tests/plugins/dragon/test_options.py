@@ -23,22 +23,22 @@ def plan(task: ComputeTask, folder: Path) -> list:
 def test_a_program_is_found_on_the_path_and_keeps_its_arguments(tmp_path: Path) -> None:
     (launch,) = plan(ComputeTask(executable="sh", arguments=["-c", "a b", 3]), tmp_path)
     assert launch.processes == 1
-    assert launch.args[2:] == ("/in", launch.args[3], "-c", "a b", "3")
-    assert Path(launch.args[3]).name == "sh"
-    assert Path(launch.args[3]).is_absolute()
+    assert launch.args[2:] == ("/in", "/out", "/err", launch.args[5], "-c", "a b", "3")
+    assert Path(launch.args[5]).name == "sh"
+    assert Path(launch.args[5]).is_absolute()
 
 
 def test_a_relative_program_is_found_in_the_folder_of_the_task(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("#!/bin/sh\n")
     (tmp_path / "run").chmod(0o755)
     (launch,) = plan(ComputeTask(executable="./run", cwd=tmp_path), Path("/"))
-    assert launch.args[3] == str(tmp_path / "run")
+    assert launch.args[5] == str(tmp_path / "run")
     assert launch.keywords["cwd"] == str(tmp_path)
 
 
 def test_a_shell_command_is_one_line_whose_arguments_are_quoted(tmp_path: Path) -> None:
     (launch,) = plan(ComputeTask(executable="echo $X", arguments=["a b"], shell=True), tmp_path)
-    assert launch.args[3:] == ("/bin/sh", "-c", "echo $X 'a b'")
+    assert launch.args[5:] == ("/bin/sh", "-c", "echo $X 'a b'")
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_process_templates_make_one_job_of_different_programs(tmp_path: Path) ->
     )
     first, second = plan(task, Path("/"))
     assert ranks_of(task) == 3
-    assert (first.processes, Path(first.args[3]).name, first.args[4:]) == (1, "cat", ("x",))
-    assert (second.processes, Path(second.args[3]).name, second.args[4:]) == (2, "sh", ("own",))
+    assert (first.processes, Path(first.args[5]).name, first.args[6:]) == (1, "cat", ("x",))
+    assert (second.processes, Path(second.args[5]).name, second.args[6:]) == (2, "sh", ("own",))
     assert first.keywords["cwd"] == str(tmp_path)
     assert second.keywords["env"]["A"] == "1"
 
@@ -91,12 +91,12 @@ def test_a_program_behind_a_gate_begins_when_that_opens_and_reads_its_own_input(
     program = Program(task, "session", tmp_path)
     with Gate(tmp_path / "gate") as gate:
         (launch,) = program.plan(str(tmp_path), gate)
-        process = subprocess.Popen([launch.target, *launch.args], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([launch.target, *launch.args])
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.3)
         gate.open()
-        out, _ = process.communicate(timeout=30)
-    assert (process.returncode, out) == (0, "in last word\n")
+        process.wait(timeout=30)
+    assert program.outcome(process.returncode, None, None).stdout == "in last word\n"
     assert not (tmp_path / "gate").exists()
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from rhapsody.api import ComputeTask, Session
 from rhapsody.errors import BackendConfigurationError, BackendLostError, BackendStartError
@@ -81,8 +82,6 @@ time.sleep(300)
 
 
 def test_a_runtime_that_dies_loses_the_backend_and_the_next_session_starts_another(tmp_path: Path) -> None:
-    import psutil
-
     async def lose() -> None:
         session = Session([DragonExecutionBackendV2({"slots": 1})], work_dir=tmp_path)
         await session.start()
@@ -108,6 +107,19 @@ def test_a_runtime_that_dies_loses_the_backend_and_the_next_session_starts_anoth
 
     asyncio.run(lose())
     asyncio.run(use())
+
+
+def test_a_runtime_that_dies_while_a_backend_starts_on_it_fails_the_start_and_holds_nobody_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        session = Session([DragonExecutionBackendV2({"slots": 2})], work_dir=tmp_path)
+        starting = asyncio.create_task(session.start())
+        while runtime._current is None:
+            await asyncio.sleep(0.01)
+        psutil.Process(runtime._current._watchdog._process.pid).children()[0].kill()  # the launcher
+        with pytest.raises(BackendStartError, match="Dragon runtime ended"):
+            await asyncio.wait_for(starting, 60)
+
+    asyncio.run(main())
 
 
 def test_a_launcher_that_fails_is_named_with_its_reason_and_the_remedy(
@@ -140,9 +152,8 @@ def test_a_token_that_opens_no_runtime_says_so(monkeypatch: pytest.MonkeyPatch, 
     assert "wrong" not in str(failed.value)
 
 
-def test_the_token_of_a_running_runtime_attaches_to_it(script: Callable[[str], Script]) -> None:
-    other = script(
-        """
+#: A program that has a runtime, and tells its token and its folder.
+OTHER = """
 import os
 from rhapsody_dragon import runtime
 held = runtime.acquire(lambda part: None)
@@ -153,7 +164,10 @@ print(json.dumps([token, held.home + "/attach"]), flush=True)
 import time
 time.sleep(300)
 """
-    )
+
+
+def test_the_token_of_a_running_runtime_attaches_to_it(script: Callable[[str], Script]) -> None:
+    other = script(OTHER)
     token, folder = json.loads(other.first)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRAGON_ATTACH_TOKEN", token)
@@ -167,6 +181,31 @@ time.sleep(300)
         assert process.join() == 3
         runtime.release(held)
     assert other.process.poll() is None, "the runtime of another is left alone"
+    other.process.terminate()
+    other.end()
+    other.must_leave_nothing()
+
+
+def test_the_death_of_a_runtime_that_was_attached_to_loses_the_backend(
+    script: Callable[[str], Script], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = script(OTHER)
+    token, folder = json.loads(other.first)
+    monkeypatch.setenv("DRAGON_ATTACH_TOKEN", token)
+    monkeypatch.setenv("DRAGON_ATTACH_DIR", folder)
+
+    async def main() -> None:
+        session = Session([DragonExecutionBackendV2({"slots": 1})], work_dir=tmp_path / "session")
+        await session.start()
+        task = ComputeTask(function=time.sleep, args=(300,))
+        await session.submit_tasks([task])
+        [watchdog] = psutil.Process(other.process.pid).children()
+        watchdog.children()[0].kill()  # the launcher
+        with pytest.raises(BackendLostError, match="Dragon runtime"):
+            await asyncio.wait_for(task, 60)
+        await session.close(wait=False)
+
+    asyncio.run(main())
     other.process.terminate()
     other.end()
     other.must_leave_nothing()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from rhapsody.errors import BackendConfigurationError, BackendLostError
 from rhapsody.plugin import BackendContext, BackendLost, Deadlines, ExecutionBackend
 
 from . import runtime
+from .runtime import START_DEADLINE
+
+Result = TypeVar("Result")
 
 #: What is being waited for, as the log says it.
 WAITING_FOR: Final = {
@@ -25,10 +29,14 @@ WAITING_FOR: Final = {
 }
 
 
+#: Seconds between two tries to end a start that is no longer wanted.
+STOP_SECONDS: Final = 1.0
+
+
 class DragonBackend(ExecutionBackend):
     """Acquires the runtime of this process at the start, and gives it back at the end."""
 
-    deadlines = Deadlines(init=180.0, cancel=20.0, shutdown=60.0)
+    deadlines = Deadlines(init=START_DEADLINE + 170.0, cancel=20.0, shutdown=90.0)
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__(name, **options)
@@ -43,11 +51,11 @@ class DragonBackend(ExecutionBackend):
         """Acquire the runtime, then let `_start` start what this backend needs on it; both in a thread."""
         self._context = context
         self._give_up = threading.Event()
-        self._acquiring = asyncio.ensure_future(asyncio.to_thread(runtime.acquire, self._waits_for, self._give_up))
+        self._acquiring = in_thread(runtime.acquire, self._waits_for, self._give_up)
         # Shielded: a thread cannot be interrupted, and what it acquires must reach `_close`, which waits for it.
         self._runtime = await asyncio.shield(self._acquiring)
+        self._starting = in_thread(self._start, self._runtime)
         self._forget = self._runtime.on_lost(self._on_lost)
-        self._starting = asyncio.ensure_future(asyncio.to_thread(self._start, self._runtime))
         await asyncio.shield(self._starting)
 
     def _start(self, dragon: runtime.DragonRuntime) -> None:
@@ -55,7 +63,10 @@ class DragonBackend(ExecutionBackend):
         raise NotImplementedError
 
     def _stop(self) -> None:
-        """End what `_start` and later work started; runs in a thread, also when the runtime is lost."""
+        """End what `_start` and later work started; runs in a thread, also while `_start` does or the runtime is lost.
+
+        May be called again.
+        """
         raise NotImplementedError
 
     def _engine_lost(self) -> None:
@@ -68,15 +79,23 @@ class DragonBackend(ExecutionBackend):
             if self._acquiring.exception() is None:  # otherwise its start has reported why
                 self._runtime = self._acquiring.result()
             self._acquiring = None
-        if self._starting is not None:
-            await asyncio.wait([self._starting])
-            self._starting.exception()  # has been reported, where somebody was left to hear it
-            self._starting = None
-        held = self._runtime
-        if held is not None:
-            self._forget()
-            await asyncio.to_thread(self._release, held)
-            self._runtime = None
+        try:
+            await self._end_start()
+        finally:
+            held = self._runtime
+            if held is not None:
+                self._forget()
+                await in_thread(self._release, held)
+                self._runtime = None
+
+    async def _end_start(self) -> None:
+        """Wait for `_start`; what it has started so far is ended, so that it waits no more."""
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            while not starting.done():
+                await in_thread(self._stop)
+                await asyncio.wait([starting], timeout=STOP_SECONDS)
+            starting.exception()  # has been reported, where somebody was left to hear it
 
     def _release(self, held: runtime.DragonRuntime) -> None:
         try:
@@ -88,10 +107,44 @@ class DragonBackend(ExecutionBackend):
         self._engine_lost()
         assert self._context is not None
         self._context.events.put([BackendLost(BackendLostError(f"backend {self.name!r}: {error}"))])
+        if (starting := self._starting) is not None:  # its thread may wait for an answer of the runtime for good
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+                starting.get_loop().call_soon_threadsafe(_settle, starting, None, error)
 
     def _waits_for(self, part: str) -> None:
         assert self._context is not None
         self._context.log.info("backend_waits_for", backend=self.name, what=WAITING_FOR[part])
+
+
+def in_thread(function: Callable[..., Result], *args: Any) -> asyncio.Future[Result]:
+    """Call a function in a thread that nobody waits for, neither the loop nor Python when they end.
+
+    A request to a Dragon runtime that has died waits for good.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def run() -> None:
+        result, problem = None, None
+        try:
+            result = function(*args)
+        except BaseException as error:
+            problem = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+            loop.call_soon_threadsafe(_settle, future, result, problem)
+
+    threading.Thread(target=run, name=f"rhapsody-dragon-{function.__name__}", daemon=True).start()
+    return future
+
+
+def _settle(future: asyncio.Future[Any], result: Any, problem: BaseException | None) -> None:
+    if future.done():
+        return
+    if problem is None:
+        future.set_result(result)
+    else:
+        future.set_exception(problem)
+        future.exception()  # seen: whoever waited may be gone
 
 
 def read_resources(resources: Mapping[str, Any] | None, name: str) -> tuple[int | None, str | None]:

@@ -3,64 +3,74 @@
 from __future__ import annotations
 
 import pickle
-import queue
+import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+import time
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 from .deaths import KILL_DEADLINE, deaths_anywhere, deaths_here, end_process
-from .far import HEAD, Joiner, Kind, send
 from .far_batch import host
-from .local import wait_for_end
-from .pool import QUEUE_SIZE, WAIT_SECONDS
-from .units import Place, destroy
+from .local import end, wait_for_end
+from .messages import PUT_DEADLINE, WAIT_SECONDS, Joiner, Kind, Message, destroy, new_queue, received, send
+from .units import Place
 
 #: Seconds for Batch to be up (measured: 7 on two cores, over 60 on busy ones with another Batch beside it).
 BATCH_DEADLINE: Final = 150.0
-#: Seconds for Batch to leave in order, before its process is killed.
-LEAVE_DEADLINE: Final = 6.0
+#: Seconds for Batch to leave in order, before its process is killed (measured: 3, over 6 beside another Batch that
+#: starts). Batch's managers and workers would be left behind then, until the runtime ends.
+LEAVE_DEADLINE: Final = 20.0
 #: Seconds that `close` takes at most, which kills what does not leave.
-CLOSE_DEADLINE: Final = LEAVE_DEADLINE + KILL_DEADLINE + 4.0
-#: Seconds for a message to be taken by the process.
-PUT_DEADLINE: Final = 60.0
+CLOSE_DEADLINE: Final = LEAVE_DEADLINE + KILL_DEADLINE + 5.0
 
-Message = bytes | bytearray | memoryview
+
+class Client(Protocol):
+    """A backend that uses a Batch, as the Batch sees it; called in threads."""
+
+    def holds(self, unit: int) -> bool:
+        """Whether a unit is this backend's."""
+
+    def take(self, host: BatchHost, unit: int, kind: Kind, data: Message) -> None:
+        """Take a message about a unit of its own, or about none that anybody holds.
+
+        GONE tells that a worker has died, whose last message was taken before; its unit is the number that
+        `worker_of` gave.
+        """
+
+    def lose(self, why: str) -> None:
+        """Batch can no longer be used."""
 
 
 class BatchHost:
     """Starts a Batch, and exchanges messages with it; all methods may be called from any thread.
 
+    Backends of one runtime that want the same Batch share it: two beside each other keep Dragon's services (0.15) from
+    answering.
+
     Args:
         arguments: of `far_batch.host`, after its queues.
-        folder: where Batch may leave its file.
+        home: a folder in which Batch may leave its file, in one of its own.
         policy: where its process runs; None for Dragon's own placement.
         here: whether all processes are on this node.
-        take: called in a thread with each message: unit, kind, data. GONE tells that a worker has died, whose last
-            message was taken before; its unit is the number that `worker_of` gave.
-        lose: called in a thread with the reason when Batch can no longer be used.
+        log: of the backend that starts it.
     """
 
-    def __init__(
-        self,
-        arguments: Sequence[Any],
-        *,
-        folder: str,
-        policy: Any,
-        here: bool,
-        take: Callable[[BatchHost, int, Kind, Message], None],
-        lose: Callable[[str], None],
-    ) -> None:
+    def __init__(self, arguments: Sequence[Any], *, home: str | Path, policy: Any, here: bool, log: Any) -> None:
         self._arguments = arguments
-        self._folder = folder
+        self._scratch = tempfile.TemporaryDirectory(
+            prefix="rhapsody-dragon-batch-", dir=home, ignore_cleanup_errors=True
+        )
         self._policy = policy
         self._here = here
-        self._take = take
-        self._lose = lose
+        self._log = log
+        self._clients: list[Client] = []
         self._up = threading.Event()
         self._problem: str | None = None
         self._inbox: Any = None
         self._outbox: Any = None
         self._process: Any = None
+        self._pid = 0  # once it is known
         self._threads: list[threading.Thread] = []
         self._answers: dict[bytes, tuple[Any, int]] = {}  # by claim: the queue on which the worker waits, and its place
         self._places: list[Place] = []
@@ -71,52 +81,112 @@ class BatchHost:
     # -- its life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the process, which then starts Batch."""
-        from dragon.native.process import Process
-        from dragon.native.queue import Queue
+        """Start the process, which then starts Batch; `wait_until_up` tells what became of it."""
+        try:
+            self._start()
+        except Exception as error:
+            self._problem = f"{type(error).__name__}: {error}"
+            self._up.set()
+            self.retire()
 
-        self._inbox, self._outbox = Queue(maxsize=QUEUE_SIZE), Queue(maxsize=QUEUE_SIZE)
-        self._process = Process(
+    def _start(self) -> None:
+        from dragon.native.process import Process
+
+        self._inbox, self._outbox = new_queue(), new_queue()
+        process = Process(
             target=host,
             args=(self._inbox, self._outbox, *self._arguments),
-            cwd=self._folder,
+            cwd=self._scratch.name,
             stdout=Process.DEVNULL,
             stderr=Process.DEVNULL,
             policy=self._policy,
         )
-        self._process.start()
+        process.start()
+        self._process = process
         self._run_thread("batch", self._drain)
         self._run_thread("batch-workers", self._watch_workers)
 
-    def wait_until_up(self) -> str | None:
-        """Wait for Batch, and return why it did not come up, or is gone."""
-        if not self._up.wait(BATCH_DEADLINE):
-            self._problem = self._problem or f"it was not up within {BATCH_DEADLINE:g} seconds"
+    def wait_until_up(self, is_over: Callable[[], bool]) -> str | None:
+        """Wait for Batch, until it is no longer wanted; return why it did not come up, or is gone."""
+        until = time.monotonic() + BATCH_DEADLINE
+        while not self._up.wait(WAIT_SECONDS) and not is_over():
+            if time.monotonic() > until:
+                self._problem = self._problem or f"it was not up within {BATCH_DEADLINE:g} seconds"
+                self._up.set()
+        if self._problem is not None:
+            self.retire()
         return self._problem
 
-    def close(self) -> str | None:
-        """End Batch and what runs on it; bounded in time. Returns what went wrong, if anything."""
+    def is_shared(self) -> bool:
+        """Whether more than one backend uses it."""
+        with _lock:
+            return len(self._clients) > 1
+
+    def retire(self) -> None:
+        """Let no further backend share it."""
+        with _lock:
+            for key in [key for key, host in _open.items() if host is self]:
+                del _open[key]
+
+    def leave(self, client: Client) -> str | None:
+        """Use it no more; the last one ends it, and what runs on it. Bounded in time.
+
+        Returns what went wrong, if anything.
+        """
+        with _lock:
+            self._clients.remove(client)
+            if self._clients:
+                return None
+            self.retire()
+        try:
+            return self._close()
+        finally:
+            self._scratch.cleanup()
+
+    def end_worker(self, number: int) -> None:
+        """Kill a worker, which does not stop what it runs."""
+        place = self._places[number]
+        if place.process is not None:
+            if self._here:
+                end(place.pid, 0.0, KILL_DEADLINE)
+            else:
+                place.process.kill()
+
+    def _close(self) -> str | None:
         self._closing = True
         self._problem = self._problem or "it is being closed"
         self._up.set()
-        if self._gone or self._process is None or self._dead:  # a dead one may hold a lock of the queues for good
+        if self._gone or self._process is None:
+            return None
+        if self._dead:  # it may hold a lock of the queues for good
+            self._end_workers()
             return None
         try:
-            self._inbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=1.0)
+            send(self._inbox, 0, 0, Kind.STOP, timeout=1.0)
             patience = LEAVE_DEADLINE
         except Exception:  # its queue is full or broken, so it is killed
             patience = 0.0
-        problem = end_process(self._process, patience)
-        self._outbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=1.0)
+        start = time.monotonic()
+        problem = end_process(self._process, self._pid if self._here else 0, patience)
+        if time.monotonic() - start > patience:
+            self._end_workers()
+        if self._gone:
+            return problem
+        try:
+            send(self._outbox, 0, 0, Kind.STOP, timeout=1.0)
+        except Exception as error:  # nobody takes anything any more, or its process died with a lock of it
+            problem = problem or f"left a queue that cannot be closed: {type(error).__name__}: {error}"
         for thread in self._threads:
             thread.join(WAIT_SECONDS + 1.0)
         destroy(self._inbox, self._outbox)  # the workers' own queues go with the workers: Dragon counts who holds them
         return problem
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether the runtime is gone, and Batch with it."""
-        return self._gone
+    def _end_workers(self) -> None:
+        """End the workers that are known, where Batch did not do so itself."""
+        self._log.warning("batch_did_not_leave", left="its managers, until the Dragon runtime ends")
+        for place in self._places:
+            if self._here and place.process is not None:
+                end(place.pid, 0.0, KILL_DEADLINE)
 
     def runtime_lost(self) -> None:
         """The runtime is gone: nothing of it may be touched."""
@@ -133,7 +203,7 @@ class BatchHost:
 
     def send(self, unit: int, kind: Kind, data: bytes = b"") -> None:
         """Put a message for the process into its queue."""
-        send(lambda part: self._inbox.put(part, timeout=PUT_DEADLINE), 0, unit, kind, data)
+        send(self._inbox, 0, unit, kind, data, PUT_DEADLINE)
 
     def worker_of(self, claim: bytes) -> tuple[Any, int]:
         """Return the queue on which the worker that made a claim listens, and the worker's number."""
@@ -151,37 +221,39 @@ class BatchHost:
         return known
 
     def _drain(self) -> None:
-        joiner = Joiner()
-        while not self._gone:
-            try:
-                message = joiner.feed(self._outbox.get(timeout=WAIT_SECONDS))
-            except queue.Empty:
-                if self._dead and self._closing:
-                    return
-                continue
-            except Exception as error:
-                if not self._closing:
-                    self._lose(f"what Batch reports can no longer be read: {type(error).__name__}: {error}")
-                return
-            if message is None:
-                continue
-            _, unit, kind, data = message
-            if kind is Kind.STOP:
-                return
-            if kind is Kind.READY:
-                self._run_thread("batch-death", self._watch, int(bytes(data)))
-            elif kind is Kind.STARTED:
-                self._problem = bytes(data).decode() or None
-                self._up.set()
-            else:
-                self._take(self, unit, kind, data)
+        try:
+            for _, unit, kind, data in received(self._outbox, Joiner(), lambda: self._gone or self._dead):
+                if kind is Kind.READY:
+                    self._pid = int(bytes(data))
+                    self._run_thread("batch-death", self._watch)
+                elif kind is Kind.STARTED:
+                    self._problem = bytes(data).decode() or None
+                    self._up.set()
+                else:
+                    self._give(unit, kind, data)
+        except Exception as error:
+            if not self._closing and not self._gone:
+                self._lose(f"what Batch reports can no longer be read: {type(error).__name__}: {error}")
+
+    def _give(self, unit: int, kind: Kind, data: Message) -> None:
+        """Give a message to all, to who holds the unit, or else to anybody, who sees that nobody holds it."""
+        clients = tuple(self._clients)
+        if kind is not Kind.GONE and unit:
+            clients = tuple(client for client in clients if client.holds(unit)) or clients[:1]
+        for client in clients:
+            client.take(self, unit, kind, data)
+
+    def _lose(self, why: str) -> None:
+        self.retire()
+        for client in tuple(self._clients):
+            client.lose(why)
 
     # -- deaths ------------------------------------------------------------------------------------------------------
 
-    def _watch(self, pid: int) -> None:
+    def _watch(self) -> None:
         """Tell when the process that holds Batch ends."""
         if self._here:
-            wait_for_end(pid, None)
+            wait_for_end(self._pid, None)
         else:
             self._process.join()
         if self._closing or self._gone:
@@ -200,9 +272,24 @@ class BatchHost:
         try:
             for place, _ in waits:
                 place.process, place.pid = None, 0
-                self._outbox.put(HEAD.pack(0, place.number, Kind.GONE), timeout=PUT_DEADLINE)
+                send(self._outbox, 0, place.number, Kind.GONE, timeout=PUT_DEADLINE)
         except Exception as error:
             if not self._closing and not self._gone:
                 self._lose(f"Batch's workers can no longer be watched: {type(error).__name__}: {error}")
         finally:
             waits.close()
+
+
+_lock = threading.RLock()
+_open: Final[dict[Hashable, BatchHost]] = {}
+
+
+def share(key: Hashable, client: Client, make: Callable[[], BatchHost]) -> BatchHost:
+    """Return the Batch that others use with the same key, or start one. It may not be up yet."""
+    with _lock:
+        known = _open.get(key)
+        host = _open[key] = known or make()
+        host._clients.append(client)
+    if known is None:
+        host.start()
+    return host

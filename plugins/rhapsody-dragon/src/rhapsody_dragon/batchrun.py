@@ -7,6 +7,7 @@ of a worker nothing more begins; when what runs beside it has ended, another Bat
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import queue
 import signal
@@ -38,17 +39,21 @@ from rhapsody.plugin import (
     TaskState,
 )
 
-from .batchhost import CLOSE_DEADLINE, BatchHost, Message
+from .batchhost import CLOSE_DEADLINE, BatchHost, share
 from .batchunit import Run
-from .far import HEAD, Kind, name_task
+from .far import name_task
 from .far_batch import Request
+from .messages import Kind, Message, send
 from .options import TEMPLATE, ranks_of
 from .programs import Program, marker_of, signal_task
+from .runtime import DragonRuntime
 
 #: Seconds for which a cancel waits for Batch to have stopped a task.
 CANCEL_SECONDS: Final = 10.0
 #: After this long a cancel counts as stopped what Batch has agreed to stop, and was not seen to begin.
 AGREED_SECONDS: Final = 1.0
+#: Seconds for what still runs at the end to stop, where others go on with the same Batch.
+LEAVE_SECONDS: Final = 2.0
 #: Seconds between two looks at whether programs have begun, and whether a spoiled Batch is idle.
 LOOK_SECONDS: Final = 0.5
 #: Seconds after which a spoiled Batch that runs nothing is taken to have no room for what it holds.
@@ -60,8 +65,8 @@ class BatchRuns:
 
     Args:
         context: of the backend.
+        runtime: where Batch runs. Backends on it that want the same Batch share it.
         folder: where tasks run that do not say.
-        home: a folder in which Batch may leave its file; removed with the runtime, or by `close`.
         workers_per_node: of Batch; None for one on each core.
         disable_telemetry: passed to Batch.
         policy: where Batch's process runs; None for Dragon's own placement.
@@ -72,8 +77,8 @@ class BatchRuns:
         self,
         context: BackendContext,
         *,
+        runtime: DragonRuntime,
         folder: str,
-        home: str | None,
         workers_per_node: int | None,
         disable_telemetry: bool,
         policy: Any,
@@ -84,8 +89,10 @@ class BatchRuns:
         self._arguments = (workers_per_node, disable_telemetry, sys.path)
         self._policy = policy
         self._here = here
+        self._runtime = runtime
+        self._home = runtime.home or context.sandbox
         self._scratch = tempfile.TemporaryDirectory(
-            prefix="rhapsody-dragon-", dir=home or context.sandbox, ignore_cleanup_errors=True
+            prefix="rhapsody-dragon-", dir=self._home, ignore_cleanup_errors=True
         )
         self._lock = threading.Lock()
         self._deciding = threading.Lock()  # whether a unit begins, or is canceled or recalled before
@@ -110,26 +117,24 @@ class BatchRuns:
         """
         with self._lock:
             if self._host is None and not self._closing:
-                self._host = BatchHost(
-                    self._arguments,
-                    folder=self._scratch.name,
-                    policy=self._policy,
-                    here=self._here,
-                    take=self._take,
-                    lose=self._lose,
-                )
-                self._host.start()
-        host = self._host
-        problem = "it is being closed" if self._closing or host is None else host.wait_until_up()
+                self._host = share((self._runtime, *self._arguments[:2]), self, self._new_host)
+                if self._gone:
+                    self._host.runtime_lost()
+            host = self._host
+        problem = None if host is None else host.wait_until_up(lambda: self._closing)
+        if self._closing or host is None:
+            problem = "it is being closed"
         if problem is not None:
             raise BackendStartError(f"backend {self._context.backend!r}: Dragon's Batch did not start: {problem}")
 
     def close(self) -> None:
-        """End Batch and what runs on it; bounded in time.
+        """End Batch and what runs on it; bounded in time. May be called again.
 
         Raises:
             BackendShutdownError: its process could not be ended; all else is.
         """
+        if self._closing:
+            return
         self._closing = True
         self._orders.put(None)
         with self._lock:
@@ -147,13 +152,36 @@ class BatchRuns:
         if self._host is not None:
             self._host.runtime_lost()
 
+    def _new_host(self) -> BatchHost:
+        return BatchHost(self._arguments, home=self._home, policy=self._policy, here=self._here, log=self._context.log)
+
     def _end_host(self, host: BatchHost) -> str | None:
-        if self._here and not host.is_gone:
+        """Leave Batch. What still runs there is ended, one by one where others go on with it."""
+        if self._here and not self._gone:
             for run in list(self._runs.values()):
                 signal_task(marker_of(self._context.session, run.task.uid), signal.SIGKILL)
-        return host.close()
+        if host.is_shared() and not self._gone:
+            self._end_units(host)
+        return host.leave(self)
 
-    def _lose(self, why: str) -> None:
+    def _end_units(self, host: BatchHost) -> None:
+        mine = [run for run in list(self._runs.values()) if run.sent_at is not None]
+        for run in mine:
+            run.canceled = True
+            self._stop(run)
+        until = time.monotonic() + LEAVE_SECONDS
+        while any(run.number in self._runs for run in mine) and time.monotonic() < until:
+            time.sleep(0.05)
+        for run in mine:
+            if run.number in self._runs and run.worker is not None:
+                host.end_worker(run.worker)
+
+    def holds(self, unit: int) -> bool:
+        """Whether a unit is this backend's."""
+        return unit in self._runs
+
+    def lose(self, why: str) -> None:
+        """Tell the session that Batch can no longer be used."""
         error = BackendLostError(f"backend {self._context.backend!r}: {why}")
         self._context.events.put([BackendLost(error)])
 
@@ -161,7 +189,8 @@ class BatchRuns:
 
     def submit(self, batch: TaskBatch) -> None:
         """Take one task for Batch; a thread hands it on, after starting Batch where it is the first."""
-        self._runs[batch.uid] = run = Run(batch)
+        run = Run(batch)
+        self._runs[run.number] = run
         with self._lock:
             if self._feeder is None:
                 self._feeder = threading.Thread(target=self._feed, name="rhapsody-dragon-feed", daemon=True)
@@ -170,18 +199,22 @@ class BatchRuns:
 
     def _feed(self) -> None:
         """Serve orders, and look after what tells of itself to nobody."""
-        while True:
-            try:
-                order = self._orders.get(timeout=LOOK_SECONDS if self._unseen or self._spoiled else None)
-            except queue.Empty:
-                pass
-            else:
-                if order is None:
-                    return
+        try:
+            while (order := self._next_order()) is not None:
                 order()
-            self._look_for_begun()
-            if self._spoiled:
-                self._renew()
+                self._look_for_begun()
+                if self._spoiled:
+                    self._renew()
+        except Exception as error:
+            if not self._gone:
+                self.lose(f"nothing more can be handed to Batch: {type(error).__name__}: {error}")
+
+    def _next_order(self) -> Callable[[], None] | None:
+        """Wait for an order; where there is something to look after, for a while only."""
+        try:
+            return self._orders.get(timeout=LOOK_SECONDS if self._unseen or self._spoiled else None)
+        except queue.Empty:
+            return lambda: None
 
     def _launch(self, run: Run) -> None:
         if self._spoiled:
@@ -195,7 +228,7 @@ class BatchRuns:
                 return
             if self._closing:
                 self._end(run, "canceled")
-            elif isinstance(error, FileNotFoundError):
+            elif isinstance(error, OSError):  # of its files: its program, its folder, its name
                 self._fail(run, TaskExecutionError(run.task.uid, None, reason=str(error)))
             elif isinstance(error, BackendStartError):
                 self._fail(run, error)
@@ -206,27 +239,28 @@ class BatchRuns:
         assert self._host is not None
         request = self._request(run)
         if not run.batch.shipped:  # it could not be encoded, which has been reported
-            self._runs.pop(run.batch.uid, None)
+            self._runs.pop(run.number, None)
             return
         with self._deciding:
             if run.canceled:
+                self._end(run, "canceled")  # unless the cancel has done so
                 if run.program is not None:
                     run.program.remove()
                 return
             run.sent_at = time.time()
         if run.program is not None:
-            self._unseen[run.batch.uid] = run
-        self._host.send(run.batch.uid, Kind.RUN, pickle.dumps(tuple(request)))
+            self._unseen[run.number] = run
+        self._host.send(run.number, Kind.RUN, pickle.dumps(tuple(request)))
 
     def _stop(self, run: Run) -> None:
         """Ask whoever runs it to stop it: the worker for a program that it started itself, otherwise Batch."""
-        host, unit = self._host, run.batch.uid
+        host, unit = self._host, run.number
         if host is None or unit not in self._runs:  # it has ended meanwhile
             return
         try:
             if run.answers is not None and run.task.function is None:
                 name = name_task(self._context.session, run.task.uid)
-                run.answers.put(HEAD.pack(0, unit, Kind.TERMINATE) + name, timeout=1.0)
+                send(run.answers, 0, unit, Kind.TERMINATE, name, timeout=1.0)
             else:
                 host.send(unit, Kind.TERMINATE)
         except Exception as error:  # the cancel will say that it could not stop it
@@ -243,6 +277,8 @@ class BatchRuns:
             if task.function is not None and single is not None:
                 keywords = {key: value for key, value in single.items() if key in TEMPLATE}
                 keywords.setdefault("cwd", self._folder)
+                marker = marker_of(self._context.session, task.uid)
+                keywords["env"] = {**os.environ, **(keywords.get("env") or {}), **marker}
                 return Request("process", payload, [(1, "", (), keywords)], timeout)
             run.asks = True
             return Request("function", payload, timeout=timeout, is_program=task.function is None)
@@ -254,7 +290,8 @@ class BatchRuns:
 
     # -- what comes back ---------------------------------------------------------------------------------------------
 
-    def _take(self, host: BatchHost, unit: int, kind: Kind, data: Message) -> None:
+    def take(self, host: BatchHost, unit: int, kind: Kind, data: Message) -> None:
+        """Take a message in, of the thread that reads them."""
         if host is not self._host:  # of a Batch that was replaced
             return
         if kind is Kind.CLAIM:
@@ -266,11 +303,13 @@ class BatchRuns:
             how, value = pickle.loads(data)
             run = self._runs.get(unit)
             if how == "lost":
-                self._lose(f"Batch can no longer be polled: {value}")
+                self.lose(f"Batch can no longer be polled: {value}")
             elif run is not None and how == "stopping":
                 run.stopping = True
             elif run is not None and run.sent_at is not None:
                 self._end(run, how, value)
+                if run.program is not None and self._here:
+                    signal_task(run.program.marker, signal.SIGKILL)  # what it left in the background
         elif kind is Kind.GONE:
             for run in [run for run in list(self._runs.values()) if run.worker == unit]:
                 self._fail(run, WorkerLostError(f"task {run.task.uid}: the worker of Dragon's Batch that ran it died"))
@@ -283,7 +322,7 @@ class BatchRuns:
             answers, worker = host.worker_of(claim) if claim else (None, None)
             begins = run is not None and self._begin(run, worker, answers)
             if answers is not None:
-                answers.put(HEAD.pack(0, unit, Kind.RUN if begins else Kind.SKIP), timeout=1.0)
+                send(answers, 0, unit, Kind.RUN if begins else Kind.SKIP, timeout=1.0)
         except Exception as error:  # the worker has died with its queue
             if run is not None:
                 self._end(run, "failed", f"it cannot be answered: {type(error).__name__}: {error}")
@@ -292,7 +331,7 @@ class BatchRuns:
     def _begin(self, run: Run, worker: int | None = None, answers: Any = None) -> bool:
         """Report that a unit runs; False if it has ended, or was canceled or recalled before."""
         with self._deciding:
-            if run.batch.uid not in self._runs or run.sent_at is None:
+            if run.number not in self._runs or run.sent_at is None:
                 return False
             run.begun_at, run.worker, run.answers = time.time(), worker, answers
             self._context.events.put([Started(run.task.uid, run.begun_at)])
@@ -308,12 +347,12 @@ class BatchRuns:
                 self._begin(run)
 
     def _end(self, run: Run, how: str, value: Any = None) -> None:
-        if self._runs.pop(run.batch.uid, None) is not None:
+        if self._runs.pop(run.number, None) is not None:
             ran_on = socket.gethostname() if self._here else None
             self._context.events.put([run.outcome(how, value, ran_on)])
 
     def _fail(self, run: Run, error: Exception) -> None:
-        if self._runs.pop(run.batch.uid, None) is not None:
+        if self._runs.pop(run.number, None) is not None:
             self._context.events.put([run.failed(error)])
 
     # -- a spoiled Batch ---------------------------------------------------------------------------------------------
@@ -323,6 +362,8 @@ class BatchRuns:
         if self._spoiled:
             return
         self._spoiled, self._idle_since = True, None
+        if self._host is not None:
+            self._host.retire()
         self._context.log.warning(
             "worker_lost", backend=self._context.backend, then="Batch is replaced once it is idle"
         )
@@ -331,24 +372,27 @@ class BatchRuns:
 
     def _renew(self) -> None:
         """Put another Batch in the place of a spoiled one that is idle, and send it what was held."""
-        there = self._there()
-        if self._closing or any(run.begun_at is not None for run in there):
-            self._idle_since = None
-            return
-        self._idle_since = self._idle_since or time.monotonic()
-        if there and time.monotonic() - self._idle_since < STUCK_SECONDS:
-            return
         with self._deciding:
-            self._hold([run for run in there if run.begun_at is None])
+            there = self._there()
+            if self._closing or any(run.begun_at is not None for run in there):
+                self._idle_since = None
+                return
+            self._idle_since = self._idle_since or time.monotonic()
+            if there and time.monotonic() - self._idle_since < STUCK_SECONDS:
+                return
+            self._hold(there)
         with self._lock:
             host, self._host = self._host, None
         if host is not None and (problem := self._end_host(host)) is not None:
-            self._lose(f"the process of a Batch that had lost a worker {problem}")
+            self.lose(f"the process of a Batch that had lost a worker {problem}")
             return
         self._spoiled = False
         held, self._held = self._held, []
         for run in held:
-            self._launch(run)
+            if run.program is not None and run.program.has_begun():  # while Batch was ended
+                self._fail(run, WorkerLostError(f"task {run.task.uid} ended with a Batch that had lost a worker"))
+            else:
+                self._launch(run)
 
     def _there(self) -> list[Run]:
         return [run for run in list(self._runs.values()) if run.sent_at is not None]
@@ -380,9 +424,12 @@ class BatchRuns:
             await asyncio.sleep(0.05)  # a cancel is rare, and Batch has no word for its end
             agreed = time.monotonic() - start > AGREED_SECONDS
             for run in asked:
-                if agreed and run.stopping and run.begun_at is None:  # it waits in Batch, which will not begin it
+                waits = agreed and run.stopping and run.begun_at is None  # in Batch, which will not begin it
+                if waits or run.can_be_withdrawn:  # it was taken back from a spoiled Batch
                     self._end(run, "canceled")
             asked = [run for run in asked if not run.task.is_final]
+        for run in asked:  # they keep their real end
+            run.canceled = False
         return {run.task.uid: results.get(run.task.uid) or _fate(run.task) for run in met}
 
 

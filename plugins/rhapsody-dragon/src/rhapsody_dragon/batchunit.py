@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import time
 from typing import Any, Final
@@ -15,10 +16,14 @@ from .programs import Program
 INTERRUPTIONS: Final = {"_FunctionTaskCancelled": "canceled", "_FunctionTaskTimedOut": "timeout"}
 
 
+_numbers = itertools.count(1)
+
+
 class Run:
     """A unit of Batch, which is one task.
 
     Attributes:
+        number: by which Batch's process and its workers know it; of all that share one Batch.
         program: its files, where Dragon itself starts its processes.
         asks: whether a worker of Batch runs it, which asks before it begins.
         sent_at: when Batch got it, in seconds since the epoch; None before.
@@ -30,6 +35,7 @@ class Run:
     """
 
     def __init__(self, batch: TaskBatch) -> None:
+        self.number = next(_numbers)
         self.batch = batch
         self.task: ComputeTask = batch.tasks[0]
         self.program: Program | None = None

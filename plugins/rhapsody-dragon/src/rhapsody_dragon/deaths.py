@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final
 
-from .local import Ends, is_alive
+from .local import Ends, end, is_alive
 from .units import Place
 
 #: Seconds for which one wait lasts, before it looks whether workers have been replaced, or it is wanted no more.
@@ -22,7 +22,7 @@ Deaths = Generator[tuple[Place, int], None, None]
 def deaths_here(places: Sequence[Place], is_over: Callable[[], bool]) -> Deaths:
     """Yield the workers that die, with their exit codes, as the operating system of this node tells it.
 
-    Ends when `is_over`, or when the runtime itself dies, which its watchdog tells.
+    Ends when `is_over`, or when the runtime itself dies, which `runtime.py` tells.
     """
     ends = Ends()
     try:
@@ -65,13 +65,23 @@ def deaths_anywhere(places: Sequence[Place], is_over: Callable[[], bool]) -> Dea
             yield living[puid], int(code)
 
 
-def end_process(process: Any, patience: float) -> str | None:
-    """Give a process of Dragon's `patience` seconds to leave, and kill it then; return what went wrong, if anything."""
+def end_process(process: Any, pid: int, patience: float) -> str | None:
+    """Give a process of Dragon's `patience` seconds to leave, and kill it then; return what went wrong, if anything.
+
+    Args:
+        process: as Dragon knows it.
+        pid: where it is on this node: then Dragon is not asked, which never answers if the runtime dies meanwhile. 0
+            otherwise.
+        patience: in seconds.
+    """
     try:
-        if process.join(max(0.0, patience)) is None:
-            process.kill()
-            if process.join(KILL_DEADLINE) is None:
-                return f"was killed and is still there after {KILL_DEADLINE:g} seconds"
+        if pid:
+            is_gone = end(pid, patience, KILL_DEADLINE)
+        else:
+            is_gone = process.join(max(0.0, patience)) is not None
+            if not is_gone:
+                process.kill()
+                is_gone = process.join(KILL_DEADLINE) is not None
     except Exception as error:  # each part of Dragon has a class of its own
         return f"could not be ended: {type(error).__name__}: {error}"
-    return None
+    return None if is_gone else f"was killed and is still there after {KILL_DEADLINE:g} seconds"

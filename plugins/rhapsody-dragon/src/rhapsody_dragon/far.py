@@ -1,8 +1,4 @@
-"""What runs inside Dragon's processes: a worker of the group, and a process of one task.
-
-A message is bytes: a head of `HEAD` and then what its kind says. Frames and batches larger than `PART` travel in
-parts, so that a result of any size passes through a queue of bounded memory, and never has to fit into it.
-"""
+"""What runs inside Dragon's processes: a worker of the group, and what all of them have in common."""
 
 from __future__ import annotations
 
@@ -13,78 +9,20 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from enum import IntEnum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rhapsody import worker
 
-#: Place of the sender, unit, kind.
-HEAD: Final = struct.Struct("<IQB")
-#: Bytes of one message; a managed memory pool of 4 GiB holds many of them.
-PART: Final = 8 * 2**20
+from .messages import HEAD, Joiner, Kind, received, send
+
 #: What a worker has done, in the file of progress: the unit, and how many of its tasks have begun.
 PROGRESS: Final = struct.Struct("<QQ")
 #: Frames are held back for this long, in seconds,
 HOLD_SECONDS: Final = 0.005
 #: or until there are this many bytes of them.
 HOLD_BYTES: Final = 2**18
-
-
-class Kind(IntEnum):
-    """What a message is."""
-
-    READY = 0  # the worker takes units; its pid and its parent's follow
-    PART = 1  # a part of a frame, or of a batch; more of it follows
-    FRAME = 2  # a frame, or the last part of one
-    RUN = 3  # a batch, or the last part of one
-    END = 4  # the unit is over; what was not reported never ran
-    GONE = 5  # a process has ended: the user's side tells itself, so that it is read after the process's last frame
-    STOP = 6  # the far end is to leave
-    KILL = 7  # end this process, if it still runs this task
-    TERMINATE = 8  # stop the executable of this uid
-    JOB = 9  # how a unit of Batch ended, as a pickle
-    STARTED = 10  # what was started lately is up
-    SKIP = 11  # do not begin this task
-    LEFT_OUT = 12  # it will not begin
-    CLAIM = 13  # a unit of Batch begins, if the answer on the queue that follows is RUN; without a queue it begins
-
-
-def send(put: Callable[[bytes], Any], place: int, unit: int, kind: Kind, data: bytes | memoryview = b"") -> None:
-    """Put one message, in parts where it is large."""
-    if len(data) > PART:
-        view = memoryview(data)
-        head = HEAD.pack(place, unit, Kind.PART)
-        while len(view) > PART:
-            put(head + view[:PART])
-            view = view[PART:]
-        data = view
-    put(HEAD.pack(place, unit, kind) + data)
-
-
-class Joiner:
-    """Puts the parts of messages together again; one for each queue."""
-
-    def __init__(self) -> None:
-        self._parts: dict[tuple[int, int], bytearray] = {}
-
-    def feed(self, message: bytes) -> tuple[int, int, Kind, bytes | bytearray | memoryview] | None:
-        """Take one message in; return a whole one as place, unit, kind and data, or None if more is to come."""
-        place, unit, number = HEAD.unpack_from(message)
-        kind, data = Kind(number), memoryview(message)[HEAD.size :]
-        if kind is Kind.PART:
-            self._parts.setdefault((place, unit), bytearray()).extend(data)
-            return None
-        if self._parts and (parts := self._parts.pop((place, unit), None)) is not None:
-            parts.extend(data)
-            return place, unit, kind, parts
-        return place, unit, kind, data
-
-    def forget(self, place: int) -> None:
-        """Drop the parts of a sender that has died."""
-        for key in [key for key in self._parts if key[0] == place]:
-            del self._parts[key]
 
 
 class Reporter:
@@ -102,7 +40,7 @@ class Reporter:
     """
 
     def __init__(self, place: int, outbox: Any, progress: str | None) -> None:
-        self._place, self._put = place, outbox.put
+        self._place, self._outbox = place, outbox
         self._lock = threading.Lock()
         self._held: list[bytes] = []
         self._size = 0
@@ -159,7 +97,7 @@ class Reporter:
         with self._lock:
             if unit > self._unit or (unit == self._unit and uid not in self._begun):
                 self._unwanted.add(uid)
-                send(self._put, self._place, unit, Kind.LEFT_OUT, uid.encode())
+                send(self._outbox, self._place, unit, Kind.LEFT_OUT, uid.encode())
 
     def end(self, rest: bytes) -> None:
         """Send what is held back, and that the unit is over."""
@@ -167,7 +105,7 @@ class Reporter:
             if rest:
                 self._held.append(rest)
             self._send()
-            send(self._put, self._place, self._unit, Kind.END)
+            send(self._outbox, self._place, self._unit, Kind.END)
 
     def _note(self) -> None:
         if self._map is not None:
@@ -176,7 +114,7 @@ class Reporter:
     def _send(self) -> None:
         held, self._held, self._size = self._held, [], 0
         if held:
-            send(self._put, self._place, self._unit, Kind.FRAME, b"".join(held))
+            send(self._outbox, self._place, self._unit, Kind.FRAME, b"".join(held))
             self._sent_at = time.monotonic()
 
     def _flush_late(self) -> None:
@@ -203,15 +141,8 @@ def work(place: int, inbox: Any, control: Any, outbox: Any, progress: str | None
     extend_path(path)
     reporter = Reporter(place, outbox, progress)
     threading.Thread(target=_listen, args=(control, reporter), name="rhapsody-control", daemon=True).start()
-    joiner = Joiner()
-    send(outbox.put, place, 0, Kind.READY, f"{os.getpid()} {os.getppid()}".encode())
-    while True:
-        message = joiner.feed(inbox.get())
-        if message is None:
-            continue
-        _, unit, kind, data = message
-        if kind is Kind.STOP:
-            return
+    send(outbox, place, 0, Kind.READY, f"{os.getpid()} {os.getppid()}".encode())
+    for _, unit, _, data in received(inbox, Joiner()):
         reporter.begin(unit)
         reporter.end(worker.run_batch(bytes(data), reporter.report, reporter.claim))
 
@@ -244,5 +175,3 @@ def _listen(control: Any, reporter: Reporter) -> None:
             reporter.leave_out(unit, data.decode())
         elif kind == Kind.TERMINATE:
             stop_task(data)
-        elif kind == Kind.STOP:
-            return

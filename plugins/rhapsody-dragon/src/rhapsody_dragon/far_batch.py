@@ -13,13 +13,16 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from .far import Joiner, Kind, extend_path, send
+from .far import extend_path
 from .far_unit import run_alone, run_wanted
+from .messages import Joiner, Kind, Message, received, send
 
 #: Seconds that the polling thread blocks in Batch's poll before it looks whether Batch is still there.
 POLL_SECONDS: Final = 1.0
 #: Seconds for Batch to leave in order.
-TERMINATE_SECONDS: Final = 4.0
+TERMINATE_SECONDS: Final = 15.0
+#: Seconds for the result of a task that has ended to arrive.
+RESULT_SECONDS: Final = 4.0
 
 
 class Request(NamedTuple):
@@ -51,15 +54,15 @@ def host(
 ) -> None:
     """Start Batch and serve units until told to leave; the body of the process."""
     extend_path(path)
-    send(outbox.put, 0, 0, Kind.READY, str(os.getpid()).encode())
+    send(outbox, 0, 0, Kind.READY, str(os.getpid()).encode())
     try:
         from dragon.workflows.batch import Batch
 
         batch = Batch(disable_telem=disable_telemetry, workers_per_node=workers_per_node)
     except Exception as error:
-        send(outbox.put, 0, 0, Kind.STARTED, f"{type(error).__name__}: {error}".encode())
+        send(outbox, 0, 0, Kind.STARTED, f"{type(error).__name__}: {error}".encode())
         return
-    send(outbox.put, 0, 0, Kind.STARTED)
+    send(outbox, 0, 0, Kind.STARTED)
     _Host(batch, outbox, path).serve(inbox)
 
 
@@ -77,24 +80,17 @@ class _Host:
     def serve(self, inbox: Any) -> None:
         poller = threading.Thread(target=self._poll, name="rhapsody-poll", daemon=True)
         poller.start()
-        joiner = Joiner()
-        while True:
-            message = joiner.feed(inbox.get())
-            if message is None:
-                continue
-            _, unit, kind, data = message
+        for _, unit, kind, data in received(inbox, Joiner()):
             if kind is Kind.RUN:
-                self._submit(unit, Request(*pickle.loads(data)))
+                self._submit(unit, data)
             elif kind is Kind.TERMINATE:
                 threading.Thread(target=self._cancel, args=(unit,), daemon=True).start()
-            elif kind is Kind.STOP:
-                self._leaving = True
-                self._batch.terminate(timeout=TERMINATE_SECONDS)
-                return
+        self._leaving = True
+        self._batch.terminate(timeout=TERMINATE_SECONDS)
 
-    def _submit(self, unit: int, request: Request) -> None:
+    def _submit(self, unit: int, request: Message) -> None:
         try:
-            task = self._start(unit, request)
+            task = self._start(unit, Request(*pickle.loads(request)))
         except Exception as error:
             self._tell(unit, "refused", f"{type(error).__name__}: {error}")
             return
@@ -152,7 +148,7 @@ class _Host:
 
         self._units.pop(unit, None)
         try:
-            value = task.get(timeout=TERMINATE_SECONDS)
+            value = task.get(timeout=RESULT_SECONDS)
         except TaskCancelledError:
             self._tell(unit, "canceled", None)
         except TimeoutError:
@@ -172,4 +168,4 @@ class _Host:
                 pass
 
     def _tell(self, unit: int, how: str, value: Any) -> None:
-        send(self._outbox.put, 0, unit, Kind.JOB, pickle.dumps((how, value)))
+        send(self._outbox, 0, unit, Kind.JOB, pickle.dumps((how, value)))

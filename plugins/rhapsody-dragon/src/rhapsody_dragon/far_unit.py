@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import pickle
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from rhapsody import worker
 
-from .far import HEAD, Kind, extend_path, send, stop_task
+from .far import extend_path, stop_task
+from .messages import HEAD, Kind, new_queue, send
 
 #: Queues of this process on which units were answered, and the claims that name them; free for the next unit.
 _answers: Final[list[tuple[Any, bytes]]] = []
@@ -30,37 +31,36 @@ def run_wanted(unit: int, payload: bytes, outbox: Any, is_program: bool) -> None
         is_program: whether requests to stop it are to be served meanwhile. A function needs none: Batch interrupts it.
     """
     answers, claim = _answers.pop() if _answers else _new_answers()
-    send(outbox.put, 0, unit, Kind.CLAIM, claim)
+    send(outbox, 0, unit, Kind.CLAIM, claim)
     if _answer(answers, unit) is Kind.RUN:
         listener = threading.Thread(target=_listen, args=(answers,), daemon=True) if is_program else None
         if listener is not None:
             listener.start()
-        _run(unit, payload, outbox.put)
+        _run(unit, payload, outbox)
         if listener is not None:
-            answers.put(HEAD.pack(0, unit, Kind.STOP))
+            send(answers, 0, unit, Kind.STOP)
             listener.join()
-    # Not reached if Batch interrupts the function: then the queue may hold an answer, and is left to the user's side.
+    # Not reached if Batch interrupts the function: then the queue may hold an answer, and serves no other unit.
     _answers.append((answers, claim))
 
 
 def run_alone(unit: int, payload: bytes, outbox: Any, path: Sequence[str]) -> None:
     """Say that one unit begins, run it and report its frames; the body of a process of its own."""
     extend_path(path)
-    send(outbox.put, 0, unit, Kind.CLAIM)
-    _run(unit, payload, outbox.put)
+    send(outbox, 0, unit, Kind.CLAIM)
+    _run(unit, payload, outbox)
 
 
-def _run(unit: int, payload: bytes, put: Callable[[bytes], Any]) -> None:
-    rest = worker.run_batch(payload, lambda frame: send(put, 0, unit, Kind.FRAME, frame))
+def _run(unit: int, payload: bytes, outbox: Any) -> None:
+    rest = worker.run_batch(payload, lambda frame: send(outbox, 0, unit, Kind.FRAME, frame))
     if rest:
-        send(put, 0, unit, Kind.FRAME, rest)
+        send(outbox, 0, unit, Kind.FRAME, rest)
 
 
 def _new_answers() -> tuple[Any, bytes]:
     from dragon.infrastructure.parameters import this_process
-    from dragon.native.queue import Queue
 
-    answers = Queue(maxsize=8)
+    answers = new_queue(8)
     return answers, pickle.dumps((answers, this_process.my_puid, os.getpid(), os.getppid()))
 
 

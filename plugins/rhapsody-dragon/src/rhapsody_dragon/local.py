@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 from pathlib import Path
 
 
@@ -27,10 +28,32 @@ def wait_for_end(pid: int, seconds: float | None) -> bool:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
+    try:
+        return _ends(fd, seconds)
+    finally:
+        os.close(fd)
+
+
+def _ends(fd: int, seconds: float | None) -> bool:
     poll = select.poll()  # not `select`, which cannot be asked about a descriptor above 1023
     poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else max(0.0, seconds) * 1000))
+
+
+def end(pid: int, patience: float, deadline: float) -> bool:
+    """Give a process that need not be a child `patience` seconds to leave, and kill it then.
+
+    Returns whether it is gone, which it is given another `deadline` seconds for.
+    """
     try:
-        return bool(poll.poll(None if seconds is None else seconds * 1000))
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if _ends(fd, patience):
+            return True
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        return _ends(fd, deadline)
     finally:
         os.close(fd)
 

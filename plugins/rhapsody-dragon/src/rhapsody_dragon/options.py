@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -28,10 +29,11 @@ JOB_TEMPLATE: Final = TEMPLATE | {"target", "args"}
 #: Bytes kept of the beginning, and as many of the end, of an output that is not captured to a file.
 KEEP: Final = 8 * 2**20
 
-# `exec` keeps the pid, so it is the program that Dragon watches and signals; without this, a program would inherit a
-# pipe that nobody writes to and nobody closes.
-_WITH_STDIN: Final = 'exec "$@" <"$0"'
-_BEHIND_A_GATE: Final = 'read -r _ <"$1" && shift && exec "$@" <"$0"'
+# `exec` keeps the pid, so it is the program that Dragon watches and signals. The shell opens the files: a program would
+# inherit a pipe that nobody writes to and nobody closes, and Dragon, where it writes what a program prints, takes the
+# program to run until whatever it left in the background has closed its output.
+_PROGRAM: Final = 'exec <"$0" >>"$1" 2>>"$2"; shift 2; exec "$@"'
+_PROGRAM_BEHIND_A_GATE: Final = 'read -r _ <"$3" || exit 1; exec <"$0" >>"$1" 2>>"$2"; shift 3; exec "$@"'
 
 
 class Launch(NamedTuple):
@@ -74,7 +76,7 @@ def launches(
         task: an executable.
         folder: in which it runs where it does not say.
         stdin: file that it reads.
-        stdout: file to which Dragon appends what it writes.
+        stdout: file to which what it writes is appended.
         stderr: likewise.
         marker: variables that are added to its environment.
         gate: a named pipe of which the processes read a line before they begin.
@@ -91,13 +93,22 @@ def launches(
         argv = _argv(task, template, cwd)
         keywords |= {
             "cwd": cwd,
-            "env": {**os.environ, **(task.environment or {}), **(keywords.get("env") or {}), **marker},
-            "stdout": stdout,
-            "stderr": stderr,
+            "env": _environment(task.environment or {}, keywords.get("env") or {}, marker),
+            "stdout": subprocess.DEVNULL,  # as Dragon's own DEVNULL
+            "stderr": subprocess.DEVNULL,
         }
-        first = ("-c", _WITH_STDIN, stdin) if gate is None else ("-c", _BEHIND_A_GATE, stdin, gate)
+        files = (stdin, stdout, stderr)
+        first = ("-c", _PROGRAM, *files) if gate is None else ("-c", _PROGRAM_BEHIND_A_GATE, *files, gate)
         result.append(Launch(count, "/bin/sh", (*first, *argv), keywords))
     return result
+
+
+def _environment(*layers: Mapping[str, str]) -> dict[str, str]:
+    """This process's, and over it each layer; as plain strings, whose class is there wherever they are loaded."""
+    merged = {**os.environ}
+    for layer in layers:
+        merged |= {str.__str__(name): str.__str__(value) for name, value in layer.items()}
+    return merged
 
 
 def _argv(task: ComputeTask, template: Mapping[str, Any], cwd: str) -> tuple[str, ...]:
@@ -140,14 +151,14 @@ def check(task: ComputeTask, backend: str, known: frozenset[str]) -> None:
             refuse(
                 "does not reserve GPUs or memory", "name the GPUs in the `policy` of a process_template of dragon_v3"
             )
-    if task.function is not None and ranks_of(task) > 1:
-        refuse("runs functions in one process", "give the ranks to an executable")
     timeout = options.get("timeout")
     if timeout is not None and (not isinstance(timeout, int | float) or isinstance(timeout, bool) or timeout <= 0):
         refuse(f"cannot use timeout={timeout!r}", "give seconds above 0")
     if options.get("pmi") not in (None, "cray", "pmix"):
         refuse(f"cannot use pmi={options['pmi']!r}", "give 'cray', 'pmix' or None")
     _check_templates(options, refuse, is_function=task.function is not None)
+    if task.function is not None and ranks_of(task) > 1:
+        refuse("runs functions in one process", "give the ranks to an executable")
 
 
 def _check_templates(options: Mapping[str, Any], refuse: Any, *, is_function: bool) -> None:

@@ -9,13 +9,13 @@ queues. None of them polls: each blocks until there is something to do, or for a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final
 
 from rhapsody.errors import (
@@ -39,8 +39,10 @@ from rhapsody.plugin import (
 )
 
 from .deaths import deaths_anywhere, deaths_here, end_process
-from .far import HEAD, Joiner, Kind, name_task, send, work
-from .units import Place, Progress, Unit, destroy
+from .far import name_task, work
+from .messages import PUT_DEADLINE, WAIT_SECONDS, Joiner, Kind, Message, destroy, new_queue, received, send
+from .stopping import Stopping
+from .units import Place, Progress, Unit
 
 #: Seconds for the workers to be up (measured: 0.9 for two; they are Python processes that import Dragon).
 WORKERS_DEADLINE: Final = 70.0
@@ -48,16 +50,16 @@ WORKERS_DEADLINE: Final = 70.0
 LEAVE_DEADLINE: Final = 2.0
 #: Seconds after which the start of a task on an idle worker is reported; its end, which says it all, may come before.
 SOON: Final = 0.005
-#: Seconds for which one wait for results lasts, before it looks whether the runtime is still there.
-WAIT_SECONDS: Final = 1.0
 #: Seconds after which a worker that did not stop its task when asked is killed from outside.
 STUBBORN: Final = 4.0
 #: Workers of one place that may die before they are up, one after the other.
 TRIES: Final = 3
-#: Seconds for which a message may wait for room in a queue.
-PUT_DEADLINE: Final = 60.0
-#: Messages that a queue holds; more wait at the sender.
-QUEUE_SIZE: Final = 1000
+
+
+#: A task that a worker runs: where, the number of its unit, the unit, the task.
+Running = tuple[Place, int, Unit, ComputeTask]
+#: One that waits at a worker: where, the number of its unit, its uid.
+Waiting = tuple[Place, int, str]
 
 
 class WorkerGroup:
@@ -94,15 +96,15 @@ class WorkerGroup:
         self._starting = threading.Lock()  # held while a process starts, so that `close` knows of each
         self._ready = threading.Condition(self._lock)
         self._closing = False
-        self._canceling: set[str] = set()
-        self._ends: dict[str, asyncio.Future[TaskState]] = {}
+        self._stopping = Stopping()
         self._outbox: Any = None
         self._joiner = Joiner()
         self._here = not policies
         self._progress = Progress(count, shared=self._here)
-        self._outgoing: queue.SimpleQueue[tuple[Place, Any, Kind, int, bytes] | None] = queue.SimpleQueue()
+        self._outgoing: SimpleQueue[tuple[Place, Any, Kind, int, bytes] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lost: Exception | None = None
+        self._runtime_gone = False
 
     # -- the life of the group ---------------------------------------------------------------------------------------
 
@@ -110,24 +112,29 @@ class WorkerGroup:
         """Start the workers and wait until all are up.
 
         Raises:
-            BackendStartError: they did not come up; `close` ends those that did.
+            BackendStartError: they did not come up, or are no longer wanted; `close` ends those that did.
         """
-        from dragon.native.queue import Queue
-
-        self._outbox = Queue(maxsize=QUEUE_SIZE)
+        with self._starting:
+            if self._closing:
+                raise BackendStartError("the Dragon workers were closed before they started")
+            self._outbox = new_queue()
+            for name, body in (("drain", self._drain), ("deaths", self._deaths), ("feed", self._feed)):
+                thread = threading.Thread(target=body, name=f"rhapsody-dragon-{name}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
         for place in self._places:
-            place.inbox, place.control = Queue(maxsize=QUEUE_SIZE), Queue(maxsize=QUEUE_SIZE)
+            place.inbox, place.control = new_queue(), new_queue()
             self._start(place)
-        for name, body in (("drain", self._drain), ("deaths", self._deaths), ("feed", self._feed)):
-            thread = threading.Thread(target=body, name=f"rhapsody-dragon-{name}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
         with self._ready:
-            self._ready.wait_for(lambda: self._up() == len(self._places) or self._lost, WORKERS_DEADLINE)
+            self._ready.wait_for(self._is_settled, WORKERS_DEADLINE)
             up = self._up()
         if up < len(self._places):
-            reason = self._lost or f"within {WORKERS_DEADLINE:g} seconds"
+            reason = self._lost or ("closed" if self._closing else f"within {WORKERS_DEADLINE:g} seconds")
             raise BackendStartError(f"{up} of {len(self._places)} Dragon worker processes came up ({reason})")
+        self._changed(up)
+
+    def _is_settled(self) -> bool:
+        return self._up() == len(self._places) or self._lost is not None or self._closing
 
     def close(self) -> None:
         """End the workers, also those that are busy; bounded in time.
@@ -139,17 +146,19 @@ class WorkerGroup:
             if self._closing:
                 return
             self._closing = True
+            self._ready.notify_all()
         self._outgoing.put(None)
         problems: list[str] = []
-        if self._lost is None:
+        if not self._runtime_gone:
             places = [place for place in self._places if place.process is not None]
             for place in places:
                 self._ask_to_leave(place)
             until = time.monotonic() + LEAVE_DEADLINE
             for place in places:
-                problem = end_process(place.process, until - time.monotonic() if place.is_idle else 0.0)
+                patience = until - time.monotonic() if place.is_idle else 0.0
+                problem = end_process(place.process, place.pid if self._here else 0, patience)
                 problems += [f"worker {place.number} {problem}"] if problem else []
-            self._stop_threads()
+            problems += self._stop_threads()
             for place in self._places:
                 destroy(place.inbox, place.control)
             destroy(self._outbox)
@@ -161,19 +170,27 @@ class WorkerGroup:
     def _ask_to_leave(place: Place) -> None:
         if place.is_idle:
             try:
-                place.inbox.put(HEAD.pack(place.number, 0, Kind.STOP), timeout=1.0)
+                send(place.inbox, place.number, 0, Kind.STOP, timeout=1.0)
             except Exception:  # its queue is full or broken: it is killed soon
                 pass
 
-    def _stop_threads(self) -> None:
-        if self._threads:
-            self._outbox.put(HEAD.pack(0, 0, Kind.STOP), timeout=LEAVE_DEADLINE)
-            for thread in self._threads:
-                thread.join(LEAVE_DEADLINE + WAIT_SECONDS)
+    def _stop_threads(self) -> list[str]:
+        """Let the threads end; returns what went wrong."""
+        if not self._threads:
+            return []
+        problems = []
+        try:
+            send(self._outbox, 0, 0, Kind.STOP, timeout=LEAVE_DEADLINE)
+        except Exception as error:  # nobody takes anything any more, or a worker died with a lock of it
+            problems.append(f"a queue could not be closed: {type(error).__name__}: {error}")
+        for thread in self._threads:
+            thread.join(LEAVE_DEADLINE + WAIT_SECONDS)
+        return problems
 
     def runtime_lost(self) -> None:
         """The runtime is gone: nothing will be reported any more, and nothing of it may be touched."""
         with self._ready:
+            self._runtime_gone = True
             self._lost = self._lost or BackendLostError("the Dragon runtime is gone")
             self._ready.notify_all()
 
@@ -229,7 +246,7 @@ class WorkerGroup:
         while (item := self._outgoing.get()) is not None:
             place, target, kind, number, data = item
             try:
-                send(partial(target.put, timeout=PUT_DEADLINE), place.number, number, kind, data)
+                send(target, place.number, number, kind, data, PUT_DEADLINE)
             except Exception as error:
                 with self._lock:
                     # Where its worker has died meanwhile, the unit was given back already.
@@ -241,37 +258,27 @@ class WorkerGroup:
     # -- frames come up ----------------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
-        get, feed = self._outbox.get, self._joiner.feed
-        while True:
-            try:
-                message = feed(get(timeout=WAIT_SECONDS))
-            except queue.Empty:
-                if self._lost is not None:
-                    return
-                continue
-            except Exception as error:
-                if not self._closing:
-                    self._lose(f"its results can no longer be read: {type(error).__name__}: {error}")
-                return
-            if message is None:
-                continue
-            number, uid, kind, data = message
-            if kind is Kind.FRAME:
-                self._frame(self._places[number], uid, data)
-            elif kind is Kind.END:
-                with self._lock:
-                    self._places[number].units.pop(uid, None)
-            elif kind is Kind.LEFT_OUT:
-                self._left_out(self._places[number], uid, bytes(data).decode())
-            elif kind is Kind.READY:
-                self._is_ready(self._places[number], *map(int, bytes(data).split()))
-            elif kind is Kind.GONE:
-                self._joiner.forget(number)
-                self._gone(self._places[number], *json.loads(bytes(data)))
-            elif kind is Kind.STOP:
-                return
+        try:
+            for number, unit, kind, data in received(self._outbox, self._joiner, lambda: self._runtime_gone):
+                self._take(self._places[number], unit, kind, data)
+        except Exception as error:
+            if not self._closing:
+                self._lose(f"its results can no longer be read: {type(error).__name__}: {error}")
 
-    def _frame(self, place: Place, uid: int, data: bytes | bytearray | memoryview) -> None:
+    def _take(self, place: Place, unit: int, kind: Kind, data: Message) -> None:
+        if kind is Kind.FRAME:
+            self._frame(place, unit, data)
+        elif kind is Kind.END:
+            self._end(place, unit)
+        elif kind is Kind.LEFT_OUT:
+            self._left_out(place, unit, bytes(data).decode())
+        elif kind is Kind.READY:
+            self._is_ready(place, *map(int, bytes(data).split()))
+        elif kind is Kind.GONE:
+            self._joiner.forget(place.number)
+            self._gone(place, *json.loads(bytes(data)))
+
+    def _frame(self, place: Place, uid: int, data: Message) -> None:
         unit = place.units.get(uid)
         if unit is None:
             return
@@ -284,12 +291,17 @@ class WorkerGroup:
             started = place.next_started()
         self._report([*outcomes, *started])
 
+    def _end(self, place: Place, number: int) -> None:
+        """Forget a unit that is over. Nothing is left of it, or its worker has kept an end to itself."""
+        with self._lock:
+            unit = place.units.pop(number, None)
+        if unit is not None and unit.left:
+            problem = WorkerLostError(f"backend {self.name!r}: a worker ended a unit without the end of this task")
+            self._report([Outcome(uid, TaskState.FAILED, exception=problem) for uid in unit.left])
+
     def _report(self, events: Sequence[Event]) -> None:
         self._events.put(events)
-        if self._ends:
-            for event in events:
-                if isinstance(event, Outcome) and (future := self._ends.get(event.uid)) is not None:
-                    _resolve(future, event.state)
+        self._stopping.tell(events)
 
     def _left_out(self, place: Place, number: int, uid: str) -> None:
         with self._lock:
@@ -326,10 +338,8 @@ class WorkerGroup:
 
     def _replace(self, place: Place, code: int) -> None:
         """Put a new worker in the place of a dead one; what the dead one held is judged by the draining thread."""
-        from dragon.native.queue import Queue
-
         old = (place.inbox, place.control)
-        fresh = (Queue(maxsize=QUEUE_SIZE), Queue(maxsize=QUEUE_SIZE))  # a death may have left the old ones locked
+        fresh = (new_queue(), new_queue())  # a death may have left the old ones locked
         with self._lock:
             place.failures += not place.ready
             place.ready = False
@@ -339,7 +349,7 @@ class WorkerGroup:
             up = self._up()
         # Through the outbox, so that what the worker reported before it died is read before this.
         done = self._progress.take(place.number)
-        self._outbox.put(HEAD.pack(place.number, 0, Kind.GONE) + json.dumps([code, held, done]).encode())
+        send(self._outbox, place.number, 0, Kind.GONE, json.dumps([code, held, done]).encode(), PUT_DEADLINE)
         if place.failures >= TRIES:
             self._lose(f"worker {place.number} died {TRIES} times before it was up, last with exit code {code}")
             return
@@ -363,7 +373,7 @@ class WorkerGroup:
                 if position == 0:  # of the first unit alone, for a worker runs one after the other
                     begun = unit.begun(None if progress is None else progress[1] if progress[0] == number else 0)
                 for uid in unit.left:
-                    if uid in self._canceling:
+                    if uid in self._stopping:
                         events.append(Outcome(uid, TaskState.CANCELED, exception=_canceled(uid)))
                     elif uid in begun:
                         error = WorkerLostError(
@@ -394,27 +404,12 @@ class WorkerGroup:
         replaced. A task that its worker has not begun is left out.
         """
         uids = {task.uid for task in tasks}
-        results: dict[str, CancelResult] = {}
-        running: list[tuple[Place, int, Unit, ComputeTask]] = []
-        waiting: list[tuple[Place, int, str]] = []
-        with self._lock:
-            for place in self._places:
-                first = True  # the worker's first unit is the one that runs
-                for number, unit in place.units.items():
-                    current = unit.running() if first else None
-                    first = False
-                    for uid in uids & unit.left.keys():
-                        if current is not None and uid == current.uid:
-                            running.append((place, number, unit, current))
-                            results[uid] = CancelResult.STOPPED
-                        else:
-                            waiting.append((place, number, uid))
-                            results[uid] = CancelResult.NEVER_STARTED
-            self._canceling.update(results)
-            loop = asyncio.get_running_loop()
-            ends = {uid: loop.create_future() for uid in results}
-            self._ends.update(ends)
-        try:
+        results = dict.fromkeys(uids, CancelResult.TOO_LATE)
+        with contextlib.ExitStack() as stack:
+            with self._lock:
+                running, waiting = self._find(uids)
+                stopped = {task.uid for _, _, _, task in running}
+                ends = stack.enter_context(self._stopping.ends_of(stopped | {uid for _, _, uid in waiting}))
             # What waits first: the end of what runs would begin it.
             for place, number, uid in waiting:
                 self._outgoing.put((place, place.control, Kind.SKIP, number, uid.encode()))
@@ -425,17 +420,26 @@ class WorkerGroup:
                 if late:
                     await asyncio.to_thread(self._kill_stubborn, running)
                     await asyncio.wait(late, timeout=STUBBORN)
-        finally:
-            with self._lock:
-                self._canceling.difference_update(results)
-                for uid in results:
-                    self._ends.pop(uid, None)
         for uid, end in ends.items():
             if not end.done():
                 results[uid] = CancelResult.CANNOT_STOP
-            elif end.result() is not TaskState.CANCELED:
-                results[uid] = CancelResult.TOO_LATE
-        return {uid: results.get(uid, CancelResult.TOO_LATE) for uid in uids}
+            elif end.result() is TaskState.CANCELED:
+                results[uid] = CancelResult.STOPPED if uid in stopped else CancelResult.NEVER_STARTED
+        return results
+
+    def _find(self, uids: set[str]) -> tuple[list[Running], list[Waiting]]:
+        """Find tasks among what the workers hold; under the lock."""
+        running: list[Running] = []
+        waiting: list[Waiting] = []
+        for place in self._places:
+            for position, (number, unit) in enumerate(place.units.items()):
+                current = unit.running() if position == 0 else None  # a worker runs its first unit
+                for uid in uids & unit.left.keys():
+                    if current is not None and uid == current.uid:
+                        running.append((place, number, unit, current))
+                    else:
+                        waiting.append((place, number, uid))
+        return running, waiting
 
     def _stop(self, place: Place, number: int, task: ComputeTask) -> None:
         if task.function is None:
@@ -443,23 +447,12 @@ class WorkerGroup:
         else:
             self._outgoing.put((place, place.control, Kind.KILL, number, task.uid.encode()))
 
-    def _kill_stubborn(self, running: Sequence[tuple[Place, int, Unit, ComputeTask]]) -> None:
+    def _kill_stubborn(self, running: Sequence[Running]) -> None:
         for place, number, unit, task in running:
             with self._lock:
                 process = place.process if place.units.get(number) is unit and unit.running() is task else None
             if process is not None:
                 process.kill()
-
-
-def _resolve(future: asyncio.Future[TaskState], state: TaskState) -> None:
-    def resolve() -> None:
-        if not future.done():
-            future.set_result(state)
-
-    try:
-        future.get_loop().call_soon_threadsafe(resolve)
-    except RuntimeError:  # the loop is closed, and nobody waits any more
-        pass
 
 
 def _canceled(uid: str) -> TaskCanceledError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -115,11 +116,11 @@ class Program:
 
     def remove(self) -> None:
         """Remove what was not captured for the user."""
-        if self.task.stdin is not None:
-            self._in.unlink(missing_ok=True)
-        if not self.task.capture_stdio:
-            self._out.unlink(missing_ok=True)
-            self._err.unlink(missing_ok=True)
+        files = [] if self.task.stdin is None else [self._in]
+        files += [] if self.task.capture_stdio else [self._out, self._err]
+        for file in files:
+            with contextlib.suppress(OSError):  # it was never there, or cannot be: a name may be too long for a file
+                file.unlink()
 
 
 def marker_of(session: str, uid: str) -> dict[str, str]:

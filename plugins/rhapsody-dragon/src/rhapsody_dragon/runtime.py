@@ -20,6 +20,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from typing import Any, Final, Literal
 
 from rhapsody.errors import BackendLostError, BackendStartError
 
+from .local import wait_for_end
+
 Kind = Literal["launcher", "attached", "own"]
 Report = Callable[[str], None]
 
@@ -35,6 +38,8 @@ Report = Callable[[str], None]
 START_DEADLINE: Final = 100.0
 #: Seconds for a detach that may find nobody at the other end.
 DETACH_DEADLINE: Final = 5.0
+#: Seconds between two looks at whether a runtime that is watched is still used.
+LOOK_SECONDS: Final = 1.0
 #: Seconds for the watchdog to leave nothing; its own bounds add up to less.
 END_DEADLINE: Final = 18.0
 
@@ -68,6 +73,7 @@ class DragonRuntime:
         self.lost: BackendLostError | None = None
         self.home: str | None = None  # a folder that its watchdog removes; None if the runtime is not ours
         self._watchdog: _Watchdog | None = None
+        self._released = threading.Event()
         self._handle: Any = None
         self._listeners: list[Callable[[BackendLostError], None]] = []
         self._listeners_lock = threading.Lock()
@@ -119,8 +125,23 @@ class DragonRuntime:
         except Exception as error:
             raise _start_error("attach", f"{type(error).__name__}: {error}") from error
 
+    def _watch_services(self) -> None:
+        """Tell when a runtime that is not ours ends; nothing else would, and Dragon's requests would wait for good."""
+        pid = _services_here()
+        thread = threading.Thread(target=self._wait_for_services, args=(pid,), name="rhapsody-dragon-services")
+        thread.daemon = True
+        thread.start()
+
+    def _wait_for_services(self, pid: int) -> None:
+        while not self._released.is_set():
+            if wait_for_end(pid, LOOK_SECONDS):
+                if not self._released.is_set():
+                    self._lose("its services on this node are gone")
+                return
+
     def _end(self) -> None:
         """Disconnect, and end the runtime if it is ours. Bounded; raises nothing, since nobody could do more."""
+        self._released.set()
         if self._handle is not None:
             before = os.environ.get("DRAGON_ATTACH_DIR")
             thread = threading.Thread(target=self._disconnect, name="rhapsody-dragon-detach", daemon=True)
@@ -270,6 +291,11 @@ def acquire(report: Report, give_up: threading.Event | None = None, deadline: fl
         elif runtime.kind == "attached":
             report("attach")
             runtime._attach(deadline, None)
+            try:
+                runtime._watch_services()
+            except BackendStartError:
+                runtime._end()
+                raise
         _current = runtime
         return runtime
 
@@ -285,6 +311,34 @@ def release(runtime: DragonRuntime) -> None:
             _current = None
         if runtime.pid == os.getpid():
             runtime._end()
+
+
+def _services_here() -> int:
+    """The pid of Dragon's services on this node: the parent of what they start, which no request of Dragon's tells.
+
+    Raises:
+        BackendStartError: they do not start anything.
+    """
+    from dragon.infrastructure.policy import Policy
+    from dragon.native.machine import current
+    from dragon.native.process import Process
+
+    with tempfile.TemporaryDirectory(prefix="rhapsody-dragon-") as folder:
+        answer = Path(folder, "parent")
+        try:
+            process = Process(
+                target="/bin/sh",
+                args=["-c", 'echo $PPID >"$0"', str(answer)],
+                cwd=folder,
+                stdout=Process.DEVNULL,
+                stderr=Process.DEVNULL,
+                policy=Policy(placement=Policy.Placement.HOST_NAME, host_name=current().hostname),
+            )
+            process.start()
+            process.join(timeout=DETACH_DEADLINE)
+            return int(answer.read_text())
+        except Exception as error:
+            raise _start_error("services", f"{type(error).__name__}: {error}") from error
 
 
 def _kind() -> Kind:

@@ -101,12 +101,3 @@ class Progress:
         if self.path is not None:
             self._map.close()
             self._file.close()
-
-
-def destroy(*queues: Any) -> None:
-    """Give queues back to Dragon."""
-    for one in queues:
-        try:
-            one.destroy()
-        except Exception:  # it went with its process or its runtime
-            pass

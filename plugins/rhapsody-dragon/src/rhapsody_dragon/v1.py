@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -42,6 +43,8 @@ from .v2 import warn_once
 
 #: Seconds for which a process is awaited through Dragon, which is quick, before it is awaited through its pidfd.
 SOON: Final = 0.3
+#: Seconds for which a pidfd is awaited, before Dragon is asked again.
+LOOK_SECONDS: Final = 2.0
 #: Processes that are started ahead of their turn.
 AHEAD: Final = 8
 #: Seconds for the processes that still run at the end to be gone.
@@ -51,7 +54,7 @@ END_DEADLINE: Final = 5.0
 class DragonExecutionBackendV1(DragonBackend):
     """Runs each task in a Dragon process of its own, for isolation; an executable of several ranks in a ProcessGroup.
 
-    An executable costs 15 to 40 ms, a function about 0.3 s, since it starts an interpreter. V3 runs both far cheaper:
+    An executable costs 17 to 28 ms, a function about 0.3 s, since it starts an interpreter. V3 runs both far cheaper:
     it is recommended unless each function needs a process of its own.
 
     Args:
@@ -60,9 +63,9 @@ class DragonExecutionBackendV1(DragonBackend):
         name: the name under which tasks choose the backend.
 
     `backend_options` of a task: `timeout` in seconds, and `pmi` for several ranks ("cray", which is Dragon's own
-    default, "pmix" or None). Canceling sends SIGTERM to every process of the task on this node, and SIGKILL after
-    three seconds; on other nodes Dragon signals the processes that it started itself. What a program leaves running
-    in the background ends with the runtime.
+    default, "pmix" or None). Canceling a program sends SIGTERM to every process of the task on this node, and SIGKILL
+    after three seconds; a function's process gets SIGKILL at once. What they leave running in the background ends
+    with them. On other nodes Dragon signals the processes that it started itself, and the rest ends with the runtime.
 
     Raises:
         BackendConfigurationError: unknown resources, or unusable values.
@@ -75,6 +78,7 @@ class DragonExecutionBackendV1(DragonBackend):
     def __init__(self, resources: Mapping[str, Any] | None = None, name: str = "dragon_v1") -> None:
         super().__init__(name, batching=False)
         self._count, self._folder = read_resources(resources, name)
+        self._most = self._count  # None until it is known how many processors there are
         self._jobs: dict[int, Job] = {}
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._ended = False
@@ -104,7 +108,7 @@ class DragonExecutionBackendV1(DragonBackend):
         """Refuse what a Dragon process cannot be given."""
         for task in tasks:
             check(task, self.name, frozenset({"timeout", "pmi"}))
-            if ranks_of(task) > self._most:
+            if self._most is not None and ranks_of(task) > self._most:
                 raise UnsupportedError(
                     f"task {task.uid}: backend {self.name!r} has {self._most} slots and cannot run {ranks_of(task)} "
                     f"ranks at once; give it more with resources={{'slots': ...}}"
@@ -117,7 +121,12 @@ class DragonExecutionBackendV1(DragonBackend):
 
     @hookimpl
     def rhapsody_submit(self, batch: TaskBatch) -> None:
-        """Give the task to a thread that runs it and waits for its end."""
+        """Give the task to a thread that runs it and waits for its end.
+
+        Raises:
+            UnsupportedError: it was accepted before it was known how many slots there are, and has too many ranks.
+        """
+        self.rhapsody_validate(batch.tasks)
         job = self._jobs[batch.uid] = Job(batch, batch.tasks[0])
         if len(self._jobs) > self._threads:
             name = f"rhapsody {self.name} {self._threads}"
@@ -138,7 +147,7 @@ class DragonExecutionBackendV1(DragonBackend):
                 self._run_function(job)
             else:
                 self._run_program(job)
-        except FileNotFoundError as error:
+        except OSError as error:  # of its files: its program, its folder, its name
             self._report(job, _failed(job, TaskExecutionError(job.task.uid, None, reason=str(error))))
         except Exception as error:
             reason = f"Dragon did not run it: {type(error).__name__}: {error}"
@@ -272,7 +281,7 @@ class DragonExecutionBackendV1(DragonBackend):
                 job.group.join(timeout=options.get("timeout"))
             except TimeoutError:
                 job.timed_out = True
-                self._end_processes(job)
+                self._end_processes(job, job.joined)
                 job.group.join(timeout=END_DEADLINE)
             codes = [code for _, code in job.group.inactive_puids]
         finally:
@@ -282,18 +291,18 @@ class DragonExecutionBackendV1(DragonBackend):
     def _join(self, job: Job) -> int:
         """Wait for the end of the process, and return its exit code."""
         timeout = (job.task.backend_options or {}).get("timeout")
-        until = None if timeout is None else time.monotonic() + timeout
-        code = job.process.join(timeout=SOON if timeout is None else min(SOON, timeout))
-        if code is None and self._here:
-            pid = root_of(self._marker(job))
-            if pid is not None:
-                wait_for_end(pid, None if until is None else max(0.0, until - time.monotonic()))
-        if code is None:
-            left = None if until is None else max(0.0, until - time.monotonic())
-            code = job.process.join(timeout=left)
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        code = job.process.join(timeout=min(SOON, timeout or SOON))
+        root = root_of(self._marker(job)) if code is None and self._here else None
+        while code is None and (left := until - time.monotonic()) > 0:
+            if root is not None:
+                wait_for_end(root, min(left, LOOK_SECONDS))  # it may be a child, if the process ended just before
+                code = job.process.join(timeout=min(left, SOON))
+            else:
+                code = job.process.join(timeout=None if left == math.inf else left)
         if code is None:
             job.timed_out = True
-            self._end_processes(job)
+            self._end_processes(job, job.joined)
             code = job.process.join()
         return int(code)
 
@@ -302,7 +311,7 @@ class DragonExecutionBackendV1(DragonBackend):
         job.started_at = time.time()
         self._context.events.put([Started(job.task.uid, job.started_at, self._ran_on(job))])
         if job.canceled or self._ended:  # it was asked for while the process was on its way
-            self._end_processes(job)
+            self._end_processes(job, job.joined)
 
     def _folder_of_files(self) -> Path:
         assert self._scratch is not None
@@ -335,6 +344,8 @@ class DragonExecutionBackendV1(DragonBackend):
             job.reported = True
             assert self._context is not None
             self._context.events.put([outcome])
+            if self._here:
+                signal_task(self._marker(job), signal.SIGKILL)  # what it left in the background
         self._forget_job(job)
 
     def _forget_job(self, job: Job) -> None:
@@ -350,19 +361,22 @@ class DragonExecutionBackendV1(DragonBackend):
         jobs = [job for job in list(self._jobs.values()) if job.task.uid in uids]
         self._slots.cancel(jobs)
         running = [job for job in jobs if job.begun]
-        await asyncio.gather(*(asyncio.to_thread(self._end_processes, job) for job in running))
+        await asyncio.gather(*(asyncio.to_thread(self._end_processes, job, job.over.wait) for job in running))
         results = {job.task.uid: CancelResult.STOPPED for job in running}
         waiting = {job.task.uid: CancelResult.NEVER_STARTED for job in jobs if not job.begun}
         return dict.fromkeys(uids, CancelResult.TOO_LATE) | waiting | results
 
-    def _end_processes(self, job: Job) -> None:
-        """SIGTERM to a task's processes, and SIGKILL to what is left after a grace; blocks until then."""
+    def _end_processes(self, job: Job, over: Callable[[float], bool]) -> None:
+        """SIGTERM to a task's processes, and SIGKILL to what is left after a grace; blocks until then.
+
+        `over(seconds)` waits for their end; not for the task's, in the thread that would end it.
+        """
         first = signal.SIGTERM if job.task.function is None else signal.SIGKILL
         if self._here:
-            stop_task(self._marker(job), first, job.over.wait if not job.timed_out else job.joined)
+            stop_task(self._marker(job), first, over)
             return
         self._signal(job, first)
-        job.over.wait(GRACE)
+        over(GRACE)
         self._signal(job, signal.SIGKILL)
 
     def _signal(self, job: Job, number: signal.Signals) -> None:

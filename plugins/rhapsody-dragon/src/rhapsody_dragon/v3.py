@@ -23,7 +23,7 @@ from .batchrun import BatchRuns
 from .options import check, ranks_of
 from .pool import WorkerGroup
 from .runtime import DragonRuntime
-from .v2 import start_group
+from .v2 import new_group
 
 OPTIONS: Final = frozenset({"timeout", "pmi", "process_template", "process_templates"})
 #: Units that stream mode keeps at Batch for each of its workers; Batch has its own queue and charges for every unit.
@@ -106,8 +106,8 @@ class DragonExecutionBackendV3(DragonBackend):
         policies = [Policy(placement=by_name, host_name=node.hostname) for node in nodes] if len(nodes) > 1 else []
         self._batch = BatchRuns(
             context,
+            runtime=dragon,
             folder=str(Path.cwd()),
-            home=dragon.home,
             workers_per_node=self._workers_per_node(),
             disable_telemetry=self._disable_telemetry,
             policy=Policy(placement=by_name, host_name=current().hostname) if policies else None,
@@ -121,7 +121,8 @@ class DragonExecutionBackendV3(DragonBackend):
             return
         self._waits_for("workers")
         processors = len(os.sched_getaffinity(0)) if not policies else sum(node.num_cpus for node in nodes)
-        self._group = start_group(self, context, self._num_workers or processors, None, policies)
+        self._group = new_group(self, context, self._num_workers or processors, None, policies)
+        self._group.start()
 
     def _workers_per_node(self) -> int | None:
         """What Batch is asked for: in stream mode the user's number, otherwise its default, since jobs need cores."""
@@ -142,19 +143,28 @@ class DragonExecutionBackendV3(DragonBackend):
         """Refuse what Batch cannot be given, or would wait for without end."""
         for task in tasks:
             check(task, self.name, OPTIONS)
-            ranks = ranks_of(task)
-            if self._batch is not None and ranks > self._nodes * self._cores:
-                raise UnsupportedError(
-                    f"task {task.uid}: backend {self.name!r} gives a job one core for each rank and has "
-                    f"{self._nodes * self._cores}, so {ranks} ranks would wait for ever; use backend 'dragon_v1', "
-                    f"which starts as many processes as it has slots"
-                )
+            if self._batch is not None:
+                self._check_ranks(task)
+
+    def _check_ranks(self, task: ComputeTask) -> None:
+        ranks, cores = ranks_of(task), self._nodes * self._cores
+        if ranks > cores:
+            raise UnsupportedError(
+                f"task {task.uid}: backend {self.name!r} gives a job one core for each rank and has {cores}, so "
+                f"{ranks} ranks would wait for ever; use backend 'dragon_v1', which starts as many processes as it "
+                f"has slots"
+            )
 
     @hookimpl
     def rhapsody_submit(self, batch: TaskBatch) -> None:
-        """Give plain tasks to the workers, and others to Batch."""
+        """Give plain tasks to the workers, and others to Batch.
+
+        Raises:
+            UnsupportedError: it was accepted before it was known how many cores there are, and has too many ranks.
+        """
         assert self._batch is not None
         if self._group is None or not is_plain(batch.tasks[0]):
+            self._check_ranks(batch.tasks[0])
             self._batch.submit(batch)
         else:
             self._group.submit(batch, batch.encode())

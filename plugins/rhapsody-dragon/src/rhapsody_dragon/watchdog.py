@@ -169,8 +169,7 @@ class Runtime:
             if output in readable:
                 data = os.read(output, 65536)
                 if not data:
-                    code = launcher.wait()
-                    return f"Dragon's launcher ended with exit code {code}"
+                    return self.how_launcher_ended(launcher)
                 self.read(data)
             if not self.ready:
                 self.advance()
@@ -180,6 +179,14 @@ class Runtime:
                 surveyed = time.monotonic()
                 self.survey()
                 self.reap()
+
+    @staticmethod
+    def how_launcher_ended(launcher: subprocess.Popen[bytes]) -> str:
+        """Say so, of one that has closed its output."""
+        try:
+            return f"Dragon's launcher ended with exit code {launcher.wait(GRACE)}"
+        except subprocess.TimeoutExpired:
+            return "Dragon's launcher closed its output"
 
     def advance(self) -> None:
         """Notice which part of the runtime is up, and say what is waited for now."""
