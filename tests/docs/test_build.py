@@ -11,6 +11,9 @@ import pytest
 from .pages import ROOT
 
 
+@pytest.mark.engine("dask")  # the reference shows the classes of all plugins
+@pytest.mark.engine("dragon")
+@pytest.mark.engine("radical")
 def test_the_documentation_builds_without_a_warning_and_every_page_is_in_it(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="the documentation's build is not installed")
     done = subprocess.run(
