@@ -86,9 +86,12 @@ class Reporter:
             self._waiting.set()
 
     def die(self, uid: str) -> None:
-        """End this process if it runs this task: by now it may have gone on to another."""
+        """End this process if it runs this task, or any if it is ''; by now it may have gone on to another.
+
+        Nothing is being sent meanwhile, so that no queue is left locked.
+        """
         with self._lock:
-            if self._running == uid:
+            if uid in ("", self._running):
                 self._send()
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -140,8 +143,8 @@ def work(place: int, inbox: Any, control: Any, outbox: Any, progress: str | None
     """
     extend_path(path)
     reporter = Reporter(place, outbox, progress)
-    threading.Thread(target=_listen, args=(control, reporter), name="rhapsody-control", daemon=True).start()
     send(outbox, place, 0, Kind.READY, f"{os.getpid()} {os.getppid()}".encode())
+    threading.Thread(target=_listen, args=(control, reporter), name="rhapsody-control", daemon=True).start()
     for _, unit, _, data in received(inbox, Joiner()):
         reporter.begin(unit)
         reporter.end(worker.run_batch(bytes(data), reporter.report, reporter.claim))

@@ -42,7 +42,7 @@ class Kind(IntEnum):
     END = 4  # the unit is over
     GONE = 5  # a process has ended: the user's side tells itself, so that it is read after the process's last frame
     STOP = 6  # the far end is to leave
-    KILL = 7  # end this process, if it still runs this task
+    KILL = 7  # end this process, if it still runs this task; without one, in any case
     TERMINATE = 8  # stop the executable of this uid
     JOB = 9  # how a unit of Batch ended, as a pickle
     STARTED = 10  # what was started lately is up

@@ -46,8 +46,11 @@ from .units import Place, Progress, Unit
 
 #: Seconds for the workers to be up (measured: 0.9 for two; they are Python processes that import Dragon).
 WORKERS_DEADLINE: Final = 70.0
-#: Seconds in which the workers, and the threads here, leave by themselves at the end.
-LEAVE_DEADLINE: Final = 2.0
+#: Seconds in which the workers leave by themselves at the end (measured: 0.3, and 2 where they have yet to come up;
+#: many times that on a busy machine).
+LEAVE_DEADLINE: Final = 20.0
+#: Seconds in which the threads here do.
+THREADS_DEADLINE: Final = 2.0
 #: Seconds after which the start of a task on an idle worker is reported; its end, which says it all, may come before.
 SOON: Final = 0.005
 #: Seconds after which a worker that did not stop its task when asked is killed from outside.
@@ -153,10 +156,10 @@ class WorkerGroup:
             places = [place for place in self._places if place.process is not None]
             for place in places:
                 self._ask_to_leave(place)
-            until = time.monotonic() + LEAVE_DEADLINE
+            start = time.monotonic()
             for place in places:
-                patience = until - time.monotonic() if place.is_idle else 0.0
-                problem = end_process(place.process, place.pid if self._here else 0, patience)
+                until = start + (STUBBORN if place.is_busy else LEAVE_DEADLINE)
+                problem = end_process(place.process, place.pid if self._here else 0, until - time.monotonic())
                 problems += [f"worker {place.number} {problem}"] if problem else []
             problems += self._stop_threads()
             for place in self._places:
@@ -168,11 +171,16 @@ class WorkerGroup:
 
     @staticmethod
     def _ask_to_leave(place: Place) -> None:
-        if place.is_idle:
-            try:
-                send(place.inbox, place.number, 0, Kind.STOP, timeout=1.0)
-            except Exception:  # its queue is full or broken: it is killed soon
-                pass
+        """Tell a worker to leave, or to end itself if it is busy; both also once it is up.
+
+        None is killed from outside at once: while it starts, leaves or reports it holds locks of Dragon's, for which
+        everybody would wait in vain, the runtime included.
+        """
+        target, kind = (place.control, Kind.KILL) if place.is_busy else (place.inbox, Kind.STOP)
+        try:
+            send(target, place.number, 0, kind, timeout=1.0)
+        except Exception:  # its queue is full or broken: it is killed later
+            pass
 
     def _stop_threads(self) -> list[str]:
         """Let the threads end; returns what went wrong."""
@@ -180,11 +188,11 @@ class WorkerGroup:
             return []
         problems = []
         try:
-            send(self._outbox, 0, 0, Kind.STOP, timeout=LEAVE_DEADLINE)
+            send(self._outbox, 0, 0, Kind.STOP, timeout=THREADS_DEADLINE)
         except Exception as error:  # nobody takes anything any more, or a worker died with a lock of it
             problems.append(f"a queue could not be closed: {type(error).__name__}: {error}")
         for thread in self._threads:
-            thread.join(LEAVE_DEADLINE + WAIT_SECONDS)
+            thread.join(THREADS_DEADLINE + WAIT_SECONDS)
         return problems
 
     def runtime_lost(self) -> None:

@@ -62,9 +62,9 @@ class Place:
         self.units: dict[int, Unit] = {}
 
     @property
-    def is_idle(self) -> bool:
-        """Whether its worker is up and has nothing to do, so that it reads what it is sent."""
-        return self.ready and not self.units
+    def is_busy(self) -> bool:
+        """Whether its worker is up and has something to do, so that it does not read its inbox."""
+        return self.ready and bool(self.units)
 
     def next_started(self) -> Sequence[Started]:
         """What the worker has gone on to, once; it does so by itself, so it is known without being told."""
