@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -134,3 +137,17 @@ def test_a_worker_that_has_gone_on_is_not_killed_for_an_earlier_task(tmp_path: P
     reporter.report(b"")
     reporter.claim("b")
     reporter.die("a")  # would be the end of this process
+
+
+def test_a_worker_ends_itself_for_the_task_that_it_runs_or_in_any_case() -> None:
+    script = """
+from rhapsody_dragon.far import Reporter
+reporter = Reporter(0, None, None)
+reporter.die("another")
+print("alive", flush=True)
+reporter.die("")
+print("still alive", flush=True)
+"""
+    worker = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert worker.stdout == "alive\n"
+    assert worker.returncode == -signal.SIGKILL

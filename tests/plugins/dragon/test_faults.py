@@ -133,6 +133,24 @@ def test_closing_with_tasks_running_ends_them(kind: type, tmp_path: Path) -> Non
     assert not is_alive(int(pid_file.read_text()))
 
 
+def test_starts_that_are_interrupted_at_any_moment_leave_the_runtime_whole(tmp_path: Path) -> None:
+    async def interrupted(seconds: float) -> None:
+        async def use() -> None:
+            async with Session([DragonExecutionBackendV2({"slots": 2})], work_dir=tmp_path):
+                await asyncio.sleep(30)
+
+        using = asyncio.create_task(use())
+        await asyncio.sleep(seconds)
+        using.cancel()
+        await asyncio.wait([using])
+        assert using.cancelled()
+
+    for tenth in range(12):
+        asyncio.run(interrupted(tenth / 10))
+    [task] = run_tasks(DragonExecutionBackendV2({"slots": 2}), tmp_path, ComputeTask(function=abs, args=(-7,)))
+    assert task.return_value == 7
+
+
 def test_a_program_is_over_when_it_ends_and_what_it_left_in_the_background_ends_with_it(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     program = ComputeTask(executable="sh", arguments=["-c", f"sleep 300 & echo $! > {pid_file}; sleep 0.5; echo over"])
@@ -172,10 +190,11 @@ def test_what_v1_has_started_ahead_is_gone_at_once_when_it_is_canceled(tmp_path:
                 ComputeTask(executable="touch", arguments=[tmp_path / "ran"]),
                 ComputeTask(function=os.mkdir, args=(str(tmp_path / "made"),)),
             ]
-            await session.submit_tasks([first, *ahead])
+            await session.submit_tasks([first])
             async with asyncio.timeout(60):
                 while first.state is not TaskState.RUNNING:
                     await asyncio.sleep(0.05)
+            await session.submit_tasks(ahead)
             await asyncio.sleep(1.0)  # by then they wait at their gates
             told = await session.cancel_tasks(ahead)
             assert set(told.values()) == {CancelResult.NEVER_STARTED}

@@ -21,8 +21,11 @@ BATCH_DEADLINE: Final = 150.0
 #: Seconds for Batch to leave in order, before its process is killed (measured: 3, over 6 beside another Batch that
 #: starts). Batch's managers and workers would be left behind then, until the runtime ends.
 LEAVE_DEADLINE: Final = 20.0
+#: Seconds for it to do so where it is not up yet: killed while it starts, it may hold a lock for which Dragon's services
+#: would wait in vain.
+UNBORN_DEADLINE: Final = 60.0
 #: Seconds that `close` takes at most, which kills what does not leave.
-CLOSE_DEADLINE: Final = LEAVE_DEADLINE + KILL_DEADLINE + 5.0
+CLOSE_DEADLINE: Final = UNBORN_DEADLINE + KILL_DEADLINE + 5.0
 
 
 class Client(Protocol):
@@ -154,6 +157,7 @@ class BatchHost:
 
     def _close(self) -> str | None:
         self._closing = True
+        deadline = LEAVE_DEADLINE if self._up.is_set() else UNBORN_DEADLINE
         self._problem = self._problem or "it is being closed"
         self._up.set()
         if self._gone or self._process is None:
@@ -163,7 +167,7 @@ class BatchHost:
             return None
         try:
             send(self._inbox, 0, 0, Kind.STOP, timeout=1.0)
-            patience = LEAVE_DEADLINE
+            patience = deadline
         except Exception:  # its queue is full or broken, so it is killed
             patience = 0.0
         start = time.monotonic()

@@ -159,7 +159,9 @@ class BatchRuns:
         """Leave Batch. What still runs there is ended, one by one where others go on with it."""
         if self._here and not self._gone:
             for run in list(self._runs.values()):
-                signal_task(marker_of(self._context.session, run.task.uid), signal.SIGKILL)
+                # The process of a function is one of Dragon's own, which must not be killed while it starts.
+                if run.task.function is None or run.begun_at is not None:
+                    signal_task(marker_of(self._context.session, run.task.uid), signal.SIGKILL)
         if host.is_shared() and not self._gone:
             self._end_units(host)
         return host.leave(self)
