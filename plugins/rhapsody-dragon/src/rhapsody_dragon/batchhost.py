@@ -21,8 +21,8 @@ BATCH_DEADLINE: Final = 150.0
 #: Seconds for Batch to leave in order, before its process is killed (measured: 3, over 6 beside another Batch that
 #: starts). Batch's managers and workers would be left behind then, until the runtime ends.
 LEAVE_DEADLINE: Final = 20.0
-#: Seconds for it to do so where it is not up yet: killed while it starts, it may hold a lock for which Dragon's services
-#: would wait in vain.
+#: Seconds for it to do so where it is not up yet: killed while it starts, it may hold a lock, for which Dragon's
+#: services would wait in vain.
 UNBORN_DEADLINE: Final = 60.0
 #: Seconds that `close` takes at most, which kills what does not leave.
 CLOSE_DEADLINE: Final = UNBORN_DEADLINE + KILL_DEADLINE + 5.0
