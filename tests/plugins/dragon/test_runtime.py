@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from rhapsody.api import ComputeTask, Session
 from rhapsody.errors import BackendConfigurationError, BackendLostError, BackendStartError
+from rhapsody.plugin import ExecutionBackend
 from rhapsody_dragon import runtime
 from rhapsody_dragon.v1 import DragonExecutionBackendV1
 from rhapsody_dragon.v2 import DragonExecutionBackendV2
@@ -120,6 +123,40 @@ def test_a_runtime_that_dies_while_a_backend_starts_on_it_fails_the_start_and_ho
             await asyncio.wait_for(starting, 60)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        (DragonExecutionBackendV2, "dragon.native.queue.Queue.__init__"),
+        (DragonExecutionBackendV2, "dragon.native.process.Process.start"),
+        (partial(DragonExecutionBackendV3, disable_batch_submission=True), "dragon.native.process.Process.start"),
+    ],
+)
+def test_a_runtime_that_dies_while_it_is_asked_for_something_fails_the_start(
+    kind: Callable[[], ExecutionBackend], asked: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    held = start()
+    assert held._watchdog is not None
+    watchdog = psutil.Process(held._watchdog._process.pid)
+    owner, name = pkgutil.resolve_name(asked.rpartition(".")[0]), asked.rpartition(".")[2]
+    ask = getattr(owner, name)
+
+    def ask_in_vain(*args: object, **keywords: object) -> object:
+        monkeypatch.setattr(owner, name, ask)
+        watchdog.children()[0].kill()  # the launcher
+        return ask(*args, **keywords)
+
+    monkeypatch.setattr(owner, name, ask_in_vain)
+
+    async def main() -> None:
+        with pytest.raises(BackendStartError, match="Dragon runtime"):
+            await asyncio.wait_for(Session([kind()], work_dir=tmp_path).start(), 60)
+
+    try:
+        asyncio.run(main())
+    finally:
+        runtime.release(held)
 
 
 def test_a_launcher_that_fails_is_named_with_its_reason_and_the_remedy(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -29,8 +31,10 @@ WAITING_FOR: Final = {
 }
 
 
-#: Seconds between two tries to end a start that is no longer wanted.
+#: Seconds between two tries to end a start that is no longer wanted, and two looks at whether the runtime is lost.
 STOP_SECONDS: Final = 1.0
+#: Seconds for what the backend started to end once the runtime is lost: whatever waits for an answer waits for good.
+LOST_SECONDS: Final = 5.0
 
 
 class DragonBackend(ExecutionBackend):
@@ -70,7 +74,7 @@ class DragonBackend(ExecutionBackend):
         raise NotImplementedError
 
     def _engine_lost(self) -> None:
-        """Stop touching the runtime: it is gone; runs in any thread."""
+        """Wake what waits for the runtime: it is gone, as its `lost` says; runs in any thread."""
 
     async def _close(self) -> None:
         self._give_up.set()
@@ -79,29 +83,35 @@ class DragonBackend(ExecutionBackend):
             if self._acquiring.exception() is None:  # otherwise its start has reported why
                 self._runtime = self._acquiring.result()
             self._acquiring = None
+        held = self._runtime
+        if held is None:
+            return
         try:
-            await self._end_start()
+            await self._end_all(held)
         finally:
-            held = self._runtime
-            if held is not None:
-                self._forget()
-                await in_thread(self._release, held)
-                self._runtime = None
+            self._forget()
+            self._runtime = self._starting = None
+            await in_thread(runtime.release, held)
 
-    async def _end_start(self) -> None:
-        """Wait for `_start`; what it has started so far is ended, so that it waits no more."""
-        starting, self._starting = self._starting, None
-        if starting is not None:
-            while not starting.done():
-                await in_thread(self._stop)
-                await asyncio.wait([starting], timeout=STOP_SECONDS)
-            starting.exception()  # has been reported, where somebody was left to hear it
+    async def _end_all(self, held: runtime.DragonRuntime) -> None:
+        """End what was started, again and again while `_start` goes on starting."""
+        await self._end_started(held)
+        while self._starting is not None and not self._starting.done():
+            await asyncio.wait([self._starting], timeout=STOP_SECONDS)
+            await self._end_started(held)
 
-    def _release(self, held: runtime.DragonRuntime) -> None:
-        try:
-            self._stop()
-        finally:
-            runtime.release(held)
+    async def _end_started(self, held: runtime.DragonRuntime) -> None:
+        stopping = in_thread(self._stop)
+        until = math.inf
+        while not stopping.done() and time.monotonic() < until:
+            await asyncio.wait([stopping], timeout=STOP_SECONDS)
+            if held.lost is not None:
+                until = min(until, time.monotonic() + LOST_SECONDS)
+        if stopping.done():
+            stopping.result()
+        else:
+            assert self._context is not None
+            self._context.log.warning("stop_abandoned", backend=self.name, why="the Dragon runtime does not answer")
 
     def _on_lost(self, error: BackendLostError) -> None:
         self._engine_lost()

@@ -14,6 +14,7 @@ from .deaths import KILL_DEADLINE, deaths_anywhere, deaths_here, end_process
 from .far_batch import host
 from .local import end, wait_for_end
 from .messages import PUT_DEADLINE, WAIT_SECONDS, Joiner, Kind, Message, destroy, new_queue, received, send
+from .runtime import DragonRuntime
 from .units import Place
 
 #: Seconds for Batch to be up (measured: 7 on two cores, over 60 on busy ones with another Batch beside it).
@@ -53,14 +54,25 @@ class BatchHost:
 
     Args:
         arguments: of `far_batch.host`, after its queues.
+        runtime: where it runs.
         home: a folder in which Batch may leave its file, in one of its own.
         policy: where its process runs; None for Dragon's own placement.
         here: whether all processes are on this node.
         log: of the backend that starts it.
     """
 
-    def __init__(self, arguments: Sequence[Any], *, home: str | Path, policy: Any, here: bool, log: Any) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[Any],
+        *,
+        runtime: DragonRuntime,
+        home: str | Path,
+        policy: Any,
+        here: bool,
+        log: Any,
+    ) -> None:
         self._arguments = arguments
+        self._runtime = runtime
         self._scratch = tempfile.TemporaryDirectory(
             prefix="rhapsody-dragon-batch-", dir=home, ignore_cleanup_errors=True
         )
@@ -77,22 +89,23 @@ class BatchHost:
         self._threads: list[threading.Thread] = []
         self._answers: dict[bytes, tuple[Any, int]] = {}  # by claim: the queue on which the worker waits, and its place
         self._places: list[Place] = []
+        self._asked = False  # for its process
+        self._answered = threading.Event()  # there is one, or there was a problem
         self._closing = False
         self._dead = False  # its process, by itself
-        self._gone = False
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start the process, which then starts Batch; `wait_until_up` tells what became of it."""
+    def _start(self) -> None:
+        """Start the process, which then starts Batch. No lock is held: a runtime that dies meanwhile never answers."""
         try:
-            self._start()
+            self._start_process()
         except Exception as error:
             self._problem = f"{type(error).__name__}: {error}"
             self._up.set()
-            self.retire()
+        self._answered.set()
 
-    def _start(self) -> None:
+    def _start_process(self) -> None:
         from dragon.native.process import Process
 
         self._inbox, self._outbox = new_queue(), new_queue()
@@ -110,9 +123,19 @@ class BatchHost:
         self._run_thread("batch-workers", self._watch_workers)
 
     def wait_until_up(self, is_over: Callable[[], bool]) -> str | None:
-        """Wait for Batch, until it is no longer wanted; return why it did not come up, or is gone."""
+        """Wait for Batch, which the first one to wait starts, until it is no longer wanted.
+
+        Returns why it did not come up, or is gone.
+        """
+        with _lock:
+            is_first = not self._asked and not self._closing
+            self._asked |= is_first
+        if is_first:
+            self._start()
         until = time.monotonic() + BATCH_DEADLINE
         while not self._up.wait(WAIT_SECONDS) and not is_over():
+            if self._is_gone():
+                self.wake()
             if time.monotonic() > until:
                 self._problem = self._problem or f"it was not up within {BATCH_DEADLINE:g} seconds"
                 self._up.set()
@@ -156,11 +179,14 @@ class BatchHost:
                 place.process.kill()
 
     def _close(self) -> str | None:
-        self._closing = True
+        with _lock:
+            self._closing = True
+        while self._asked and not self._is_gone() and not self._answered.wait(WAIT_SECONDS):
+            pass
         deadline = LEAVE_DEADLINE if self._up.is_set() else UNBORN_DEADLINE
         self._problem = self._problem or "it is being closed"
         self._up.set()
-        if self._gone or self._process is None:
+        if self._is_gone() or self._process is None:
             return None
         if self._dead:  # it may hold a lock of the queues for good
             self._end_workers()
@@ -174,7 +200,7 @@ class BatchHost:
         problem = end_process(self._process, self._pid if self._here else 0, patience)
         if time.monotonic() - start > patience:
             self._end_workers()
-        if self._gone:
+        if self._is_gone():
             return problem
         try:
             send(self._outbox, 0, 0, Kind.STOP, timeout=1.0)
@@ -192,11 +218,14 @@ class BatchHost:
             if self._here and place.process is not None:
                 end(place.pid, 0.0, KILL_DEADLINE)
 
-    def runtime_lost(self) -> None:
-        """The runtime is gone: nothing of it may be touched."""
-        self._gone = True
-        self._problem = self._problem or "the Dragon runtime is gone"
+    def wake(self) -> None:
+        """Look again at the runtime, which is gone."""
+        self._problem = self._problem or str(self._runtime.lost)
         self._up.set()
+
+    def _is_gone(self) -> bool:
+        """Whether the runtime is: nothing of it may be touched."""
+        return self._runtime.lost is not None
 
     def _run_thread(self, name: str, body: Callable[..., None], *args: Any) -> None:
         thread = threading.Thread(target=body, args=args, name=f"rhapsody-dragon-{name}", daemon=True)
@@ -226,7 +255,7 @@ class BatchHost:
 
     def _drain(self) -> None:
         try:
-            for _, unit, kind, data in received(self._outbox, Joiner(), lambda: self._gone or self._dead):
+            for _, unit, kind, data in received(self._outbox, Joiner(), lambda: self._is_gone() or self._dead):
                 if kind is Kind.READY:
                     self._pid = int(bytes(data))
                     self._run_thread("batch-death", self._watch)
@@ -236,7 +265,7 @@ class BatchHost:
                 else:
                     self._give(unit, kind, data)
         except Exception as error:
-            if not self._closing and not self._gone:
+            if not self._closing and not self._is_gone():
                 self._lose(f"what Batch reports can no longer be read: {type(error).__name__}: {error}")
 
     def _give(self, unit: int, kind: Kind, data: Message) -> None:
@@ -260,7 +289,7 @@ class BatchHost:
             wait_for_end(self._pid, None)
         else:
             self._process.join()
-        if self._closing or self._gone:
+        if self._closing or self._is_gone():
             return
         self._dead = True
         was_up = self._up.is_set() and self._problem is None
@@ -272,13 +301,13 @@ class BatchHost:
     def _watch_workers(self) -> None:
         """Tell when a worker of Batch dies, behind the last message that it has sent."""
         deaths = deaths_here if self._here else deaths_anywhere
-        waits = deaths(self._places, lambda: self._closing or self._gone)
+        waits = deaths(self._places, lambda: self._closing or self._is_gone())
         try:
             for place, _ in waits:
                 place.process, place.pid = None, 0
                 send(self._outbox, 0, place.number, Kind.GONE, timeout=PUT_DEADLINE)
         except Exception as error:
-            if not self._closing and not self._gone:
+            if not self._closing and not self._is_gone():
                 self._lose(f"Batch's workers can no longer be watched: {type(error).__name__}: {error}")
         finally:
             waits.close()
@@ -289,11 +318,8 @@ _open: Final[dict[Hashable, BatchHost]] = {}
 
 
 def share(key: Hashable, client: Client, make: Callable[[], BatchHost]) -> BatchHost:
-    """Return the Batch that others use with the same key, or start one. It may not be up yet."""
+    """Return the Batch that others use with the same key, or a new one. It may not be up yet."""
     with _lock:
-        known = _open.get(key)
-        host = _open[key] = known or make()
+        host = _open[key] = _open.get(key) or make()
         host._clients.append(client)
-    if known is None:
-        host.start()
     return host

@@ -43,7 +43,7 @@ from .batchhost import CLOSE_DEADLINE, BatchHost, share
 from .batchunit import Run
 from .far import name_task
 from .far_batch import Request
-from .messages import Kind, Message, send
+from .messages import WAIT_SECONDS, Kind, Message, send
 from .options import TEMPLATE, ranks_of
 from .programs import Program, marker_of, signal_task
 from .runtime import DragonRuntime
@@ -105,7 +105,6 @@ class BatchRuns:
         self._spoiled = False
         self._idle_since: float | None = None  # the spoiled one
         self._closing = False
-        self._gone = False
 
     # -- the life of Batch -------------------------------------------------------------------------------------------
 
@@ -115,11 +114,10 @@ class BatchRuns:
         Raises:
             BackendStartError: it did not come up, or is no longer wanted.
         """
+        key = (self._runtime, *self._arguments[:2])
         with self._lock:
             if self._host is None and not self._closing:
-                self._host = share((self._runtime, *self._arguments[:2]), self, self._new_host)
-                if self._gone:
-                    self._host.runtime_lost()
+                self._host = share(key, self, self._new_host)
             host = self._host
         problem = None if host is None else host.wait_until_up(lambda: self._closing)
         if self._closing or host is None:
@@ -141,28 +139,39 @@ class BatchRuns:
             host = self._host
         problem = self._end_host(host) if host is not None else None
         if self._feeder is not None:
-            self._feeder.join(CLOSE_DEADLINE)
+            until = time.monotonic() + CLOSE_DEADLINE
+            while self._feeder.is_alive() and not self._is_gone() and time.monotonic() < until:
+                self._feeder.join(WAIT_SECONDS)
         self._scratch.cleanup()
         if problem is not None:
             raise BackendShutdownError(f"backend {self._context.backend!r}: the process of Dragon's Batch {problem}")
 
-    def runtime_lost(self) -> None:
-        """The runtime is gone: nothing of it may be touched."""
-        self._gone = True
+    def wake(self) -> None:
+        """Look again at the runtime, which is gone."""
         if self._host is not None:
-            self._host.runtime_lost()
+            self._host.wake()
+
+    def _is_gone(self) -> bool:
+        return self._runtime.lost is not None
 
     def _new_host(self) -> BatchHost:
-        return BatchHost(self._arguments, home=self._home, policy=self._policy, here=self._here, log=self._context.log)
+        return BatchHost(
+            self._arguments,
+            runtime=self._runtime,
+            home=self._home,
+            policy=self._policy,
+            here=self._here,
+            log=self._context.log,
+        )
 
     def _end_host(self, host: BatchHost) -> str | None:
         """Leave Batch. What still runs there is ended, one by one where others go on with it."""
-        if self._here and not self._gone:
+        if self._here and not self._is_gone():
             for run in list(self._runs.values()):
                 # The process of a function is one of Dragon's own, which must not be killed while it starts.
                 if run.task.function is None or run.begun_at is not None:
                     signal_task(marker_of(self._context.session, run.task.uid), signal.SIGKILL)
-        if host.is_shared() and not self._gone:
+        if host.is_shared() and not self._is_gone():
             self._end_units(host)
         return host.leave(self)
 
@@ -208,7 +217,7 @@ class BatchRuns:
                 if self._spoiled:
                     self._renew()
         except Exception as error:
-            if not self._gone:
+            if not self._is_gone():
                 self.lose(f"nothing more can be handed to Batch: {type(error).__name__}: {error}")
 
     def _next_order(self) -> Callable[[], None] | None:
@@ -226,7 +235,7 @@ class BatchRuns:
             self.start()
             self._send(run)
         except Exception as error:
-            if self._gone:  # the loss of the backend settles it
+            if self._is_gone():  # the loss of the backend settles it
                 return
             if self._closing:
                 self._end(run, "canceled")

@@ -14,7 +14,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -41,6 +41,7 @@ from rhapsody.plugin import (
 from .deaths import deaths_anywhere, deaths_here, end_process
 from .far import name_task, work
 from .messages import PUT_DEADLINE, WAIT_SECONDS, Joiner, Kind, Message, destroy, new_queue, received, send
+from .runtime import DragonRuntime
 from .stopping import Stopping
 from .units import Place, Progress, Unit
 
@@ -71,6 +72,7 @@ class WorkerGroup:
     Args:
         count: workers.
         name: of the backend, for messages.
+        runtime: where they run; once it is lost, nothing of it is touched.
         session: uid of the session.
         events: where outcomes go.
         cwd: folder of the workers; None for the current one.
@@ -83,6 +85,7 @@ class WorkerGroup:
         count: int,
         *,
         name: str,
+        runtime: DragonRuntime,
         session: str,
         events: EventChannel,
         cwd: str | None,
@@ -90,14 +93,15 @@ class WorkerGroup:
         changed: Callable[[int], None],
     ) -> None:
         self.name = name
+        self._runtime = runtime
         self._session = session
         self._events = events
         self._cwd = cwd or "."
         self._changed = changed
         self._places = [Place(n, policies[n % len(policies)] if policies else None) for n in range(count)]
         self._lock = threading.Lock()
-        self._starting = threading.Lock()  # held while a process starts, so that `close` knows of each
-        self._ready = threading.Condition(self._lock)
+        self._news = threading.Condition(self._lock)  # of workers, of requests, of the end
+        self._requests = 0  # to Dragon, under way, for what `close` has to end
         self._closing = False
         self._stopping = Stopping()
         self._outbox: Any = None
@@ -107,7 +111,6 @@ class WorkerGroup:
         self._outgoing: SimpleQueue[tuple[Place, Any, Kind, int, bytes] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lost: Exception | None = None
-        self._runtime_gone = False
 
     # -- the life of the group ---------------------------------------------------------------------------------------
 
@@ -117,8 +120,8 @@ class WorkerGroup:
         Raises:
             BackendStartError: they did not come up, or are no longer wanted; `close` ends those that did.
         """
-        with self._starting:
-            if self._closing:
+        with self._request() as is_wanted:
+            if not is_wanted:
                 raise BackendStartError("the Dragon workers were closed before they started")
             self._outbox = new_queue()
             for name, body in (("drain", self._drain), ("deaths", self._deaths), ("feed", self._feed)):
@@ -126,18 +129,43 @@ class WorkerGroup:
                 self._threads.append(thread)
                 thread.start()
         for place in self._places:
-            place.inbox, place.control = new_queue(), new_queue()
-            self._start(place)
-        with self._ready:
-            self._ready.wait_for(self._is_settled, WORKERS_DEADLINE)
+            with self._request() as is_wanted:
+                if is_wanted:
+                    place.inbox, place.control = new_queue(), new_queue()
+                    self._start(place)
+        with self._news:
+            self._news.wait_for(self._is_settled, WORKERS_DEADLINE)
             up = self._up()
         if up < len(self._places):
-            reason = self._lost or ("closed" if self._closing else f"within {WORKERS_DEADLINE:g} seconds")
+            reason = self._why_lost() or ("closed" if self._closing else f"within {WORKERS_DEADLINE:g} seconds")
             raise BackendStartError(f"{up} of {len(self._places)} Dragon worker processes came up ({reason})")
         self._changed(up)
 
     def _is_settled(self) -> bool:
-        return self._up() == len(self._places) or self._lost is not None or self._closing
+        return self._up() == len(self._places) or self._why_lost() is not None or self._closing
+
+    def _why_lost(self) -> Exception | None:
+        return self._lost or self._runtime.lost
+
+    def _is_gone(self) -> bool:
+        """Whether the runtime is: nothing more will be reported, and nothing of it may be touched."""
+        return self._runtime.lost is not None
+
+    @contextlib.contextmanager
+    def _request(self) -> Iterator[bool]:
+        """Ask Dragon for what `close` has to end, and therefore waits for; yields False where that is too late.
+
+        No lock is held meanwhile: a runtime that dies never answers.
+        """
+        with self._news:
+            is_wanted = not self._closing
+            self._requests += is_wanted
+        try:
+            yield is_wanted
+        finally:
+            with self._news:
+                self._requests -= is_wanted
+                self._news.notify_all()
 
     def close(self) -> None:
         """End the workers, also those that are busy; bounded in time.
@@ -145,14 +173,15 @@ class WorkerGroup:
         Raises:
             BackendShutdownError: some of them could not be ended; all else is.
         """
-        with self._starting, self._lock:
+        with self._news:
             if self._closing:
                 return
             self._closing = True
-            self._ready.notify_all()
+            self._news.notify_all()
+            self._news.wait_for(lambda: not self._requests or self._is_gone())
         self._outgoing.put(None)
         problems: list[str] = []
-        if not self._runtime_gone:
+        if not self._is_gone():
             places = [place for place in self._places if place.process is not None]
             for place in places:
                 self._ask_to_leave(place)
@@ -195,12 +224,10 @@ class WorkerGroup:
             thread.join(THREADS_DEADLINE + WAIT_SECONDS)
         return problems
 
-    def runtime_lost(self) -> None:
-        """The runtime is gone: nothing will be reported any more, and nothing of it may be touched."""
-        with self._ready:
-            self._runtime_gone = True
-            self._lost = self._lost or BackendLostError("the Dragon runtime is gone")
-            self._ready.notify_all()
+    def wake(self) -> None:
+        """Look again at the runtime, which is gone."""
+        with self._news:
+            self._news.notify_all()
 
     def _start(self, place: Place) -> None:
         from dragon.native.process import Process
@@ -213,13 +240,10 @@ class WorkerGroup:
             stderr=Process.DEVNULL,
             policy=place.policy,
         )
-        with self._starting:
-            if self._closing:
-                return
-            process.start()
-            with self._lock:
-                place.process = process
-                place.pid, place.started_at = 0, time.monotonic()
+        process.start()
+        with self._lock:
+            place.process = process
+            place.pid, place.started_at = 0, time.monotonic()
 
     def _up(self) -> int:
         return sum(place.ready for place in self._places)
@@ -267,7 +291,7 @@ class WorkerGroup:
 
     def _drain(self) -> None:
         try:
-            for number, unit, kind, data in received(self._outbox, self._joiner, lambda: self._runtime_gone):
+            for number, unit, kind, data in received(self._outbox, self._joiner, self._is_gone):
                 self._take(self._places[number], unit, kind, data)
         except Exception as error:
             if not self._closing:
@@ -322,11 +346,11 @@ class WorkerGroup:
         self._report([Outcome(uid, TaskState.CANCELED, exception=_canceled(uid))])
 
     def _is_ready(self, place: Place, pid: int, parent: int) -> None:
-        with self._ready:
+        with self._news:
             place.ready, place.failures = True, 0
             place.pid, place.parent = pid, parent
             up = self._up()
-            self._ready.notify_all()
+            self._news.notify_all()
         self._changed(up)
 
     # -- workers die -------------------------------------------------------------------------------------------------
@@ -334,12 +358,12 @@ class WorkerGroup:
     def _deaths(self) -> None:
         """Replace workers that die, for the life of the group."""
         deaths = deaths_here if self._here else deaths_anywhere
-        waits = deaths(self._places, lambda: self._closing or self._lost is not None)
+        waits = deaths(self._places, lambda: self._closing or self._why_lost() is not None)
         try:
             for place, code in waits:
                 self._replace(place, code)
         except Exception as error:
-            if not self._closing and self._lost is None:
+            if not self._closing and self._why_lost() is None:
                 self._lose(f"its workers can no longer be watched: {type(error).__name__}: {error}")
         finally:
             waits.close()
@@ -363,7 +387,9 @@ class WorkerGroup:
             return
         self._changed(up)
         try:
-            self._start(place)
+            with self._request() as is_wanted:
+                if is_wanted:
+                    self._start(place)
         except Exception as error:
             self._lose(f"a dead worker could not be replaced: {type(error).__name__}: {error}")
         destroy(*old)
@@ -396,11 +422,11 @@ class WorkerGroup:
         self._report(events)
 
     def _lose(self, why: str) -> None:
-        with self._ready:
-            if self._lost is not None:
+        with self._news:
+            if self._why_lost() is not None:
                 return
             self._lost = error = BackendLostError(f"backend {self.name!r}: {why}")
-            self._ready.notify_all()
+            self._news.notify_all()
         self._events.put([BackendLost(error)])
 
     # -- cancel ------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class DragonExecutionBackendV2(DragonBackend):
         assert self._context is not None
         self._waits_for("workers")
         processors, policies = node_policies()
-        self._group = new_group(self, self._context, self._slots or processors, self._folder, policies)
+        self._group = new_group(self, self._context, dragon, self._slots or processors, self._folder, policies)
         self._group.start()
 
     @hookimpl
@@ -85,16 +85,22 @@ class DragonExecutionBackendV2(DragonBackend):
 
     def _engine_lost(self) -> None:
         if self._group is not None:
-            self._group.runtime_lost()
+            self._group.wake()
 
 
 def new_group(
-    backend: DragonBackend, context: BackendContext, count: int, folder: str | None, policies: Sequence[Any]
+    backend: DragonBackend,
+    context: BackendContext,
+    dragon: DragonRuntime,
+    count: int,
+    folder: str | None,
+    policies: Sequence[Any],
 ) -> WorkerGroup:
     """Make a group of workers whose number is the backend's capacity; it is to be started."""
     return WorkerGroup(
         count,
         name=backend.name,
+        runtime=dragon,
         session=context.session,
         events=context.events,
         cwd=folder,

@@ -121,7 +121,7 @@ class DragonExecutionBackendV3(DragonBackend):
             return
         self._waits_for("workers")
         processors = len(os.sched_getaffinity(0)) if not policies else sum(node.num_cpus for node in nodes)
-        self._group = new_group(self, context, self._num_workers or processors, None, policies)
+        self._group = new_group(self, context, dragon, self._num_workers or processors, None, policies)
         self._group.start()
 
     def _workers_per_node(self) -> int | None:
@@ -195,9 +195,9 @@ class DragonExecutionBackendV3(DragonBackend):
 
     def _engine_lost(self) -> None:
         if self._group is not None:
-            self._group.runtime_lost()
+            self._group.wake()
         if self._batch is not None:
-            self._batch.runtime_lost()
+            self._batch.wake()
 
 
 def is_plain(task: ComputeTask) -> bool:

@@ -115,6 +115,7 @@ class Runtime:
         self.home = pathlib.Path(tempfile.mkdtemp(prefix="rhapsody-dragon-"))
         self.fifo = self.home / "stop"
         self.launcher: subprocess.Popen[bytes] | None = None
+        self.launcher_fd = -1
         self.owner_fd = os.pidfd_open(owner)
         self.orphan = os.getppid() != owner  # it died before we could watch it
 
@@ -133,6 +134,7 @@ class Runtime:
             cwd=self.home,
             env=launcher_environment(self.home / "attach"),
         )
+        self.launcher_fd = os.pidfd_open(self.launcher.pid)
 
     def say(self, **message: object) -> None:
         """Tell the user's process, if it is still there to listen."""
@@ -163,7 +165,7 @@ class Runtime:
         surveyed = time.monotonic()
         while True:
             wait = SURVEY if self.ready else 0.2
-            readable, _, _ = select.select([0, self.owner_fd, output], [], [], wait)
+            readable, _, _ = select.select([0, self.owner_fd, output, self.launcher_fd], [], [], wait)
             if 0 in readable or self.owner_fd in readable:
                 return None
             if output in readable:
@@ -171,6 +173,8 @@ class Runtime:
                 if not data:
                     return self.how_launcher_ended(launcher)
                 self.read(data)
+            elif self.launcher_fd in readable:  # what it started may still hold its output
+                return self.how_launcher_ended(launcher)
             if not self.ready:
                 self.advance()
                 if time.monotonic() >= self.deadline:
