@@ -95,10 +95,13 @@ class DragonBackend(ExecutionBackend):
 
     async def _end_all(self, held: runtime.DragonRuntime) -> None:
         """End what was started, again and again while `_start` goes on starting."""
-        await self._end_started(held)
-        while self._starting is not None and not self._starting.done():
-            await asyncio.wait([self._starting], timeout=STOP_SECONDS)
+        while True:
+            starting = self._starting
+            is_last = starting is None or starting.done()
             await self._end_started(held)
+            if starting is None or is_last:
+                return
+            await asyncio.wait([starting], timeout=STOP_SECONDS)
 
     async def _end_started(self, held: runtime.DragonRuntime) -> None:
         stopping = in_thread(self._stop)
