@@ -179,7 +179,7 @@ async def with_session(backend: Any, work: Callable[[Session], Awaitable[None]])
 
 def main(chosen: Sequence[str]) -> int:
     chosen = chosen or ("v2", "v1", "v3", "stream")
-    held = runtime.acquire(lambda part: None, threading.Event())
+    held = runtime.acquire(lambda what: None, threading.Event())
     try:
         if "v2" in chosen:
             asyncio.run(with_session(DragonExecutionBackendV2({"slots": WORKERS}), v2))

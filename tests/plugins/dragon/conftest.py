@@ -156,6 +156,6 @@ def dragon() -> Iterator[Any]:
     """A runtime that the sessions of a module share, so that each of them starts in a second."""
     from rhapsody_dragon import runtime
 
-    held = runtime.acquire(lambda part: None, threading.Event(), 100.0)
+    held = runtime.acquire(lambda what: None, threading.Event(), 100.0)
     yield held
     runtime.release(held)

@@ -74,9 +74,10 @@ def test_a_script_that_is_killed_while_the_runtime_starts_leaves_nothing(script:
         """
 import threading
 from rhapsody_dragon import runtime
+from rhapsody_dragon.parts import PARTS
 
-def report(part):
-    if part == "services":
+def report(what):
+    if what == PARTS["services"].waits_for:
         print("UP", flush=True)
 
 runtime.acquire(report)

@@ -20,6 +20,7 @@ from rhapsody.api import ComputeTask, Session
 from rhapsody.errors import BackendConfigurationError, BackendLostError, BackendStartError
 from rhapsody.plugin import ExecutionBackend
 from rhapsody_dragon import runtime
+from rhapsody_dragon.parts import PARTS
 from rhapsody_dragon.v1 import DragonExecutionBackendV1
 from rhapsody_dragon.v2 import DragonExecutionBackendV2
 from rhapsody_dragon.v3 import DragonExecutionBackendV3
@@ -30,7 +31,7 @@ pytestmark = [pytest.mark.engine("dragon"), pytest.mark.timeout(240)]
 
 
 def start() -> runtime.DragonRuntime:
-    return runtime.acquire(lambda part: None)
+    return runtime.acquire(lambda what: None)
 
 
 def test_sessions_one_after_the_other_and_at_the_same_time_share_or_start_a_runtime(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_two_programs_at_the_same_time_do_not_harm_each_other(script: Callable[[
         """
 import time
 from rhapsody_dragon import runtime
-held = runtime.acquire(lambda part: None)
+held = runtime.acquire(lambda what: None)
 print("UP", flush=True)
 time.sleep(300)
 """
@@ -165,10 +166,10 @@ def test_a_launcher_that_fails_is_named_with_its_reason_and_the_remedy(
     (tmp_path / "dragon").mkdir()
     (tmp_path / "dragon" / "__init__.py").write_text("raise ImportError('this Dragon is broken')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    parts: list[str] = []
+    waited_for: list[str] = []
     with pytest.raises(BackendStartError, match="its launcher process") as failed:
-        runtime.acquire(parts.append)
-    assert parts == ["launcher"]
+        runtime.acquire(waited_for.append)
+    assert waited_for == [PARTS["launcher"].waits_for]
     assert "this Dragon is broken" in str(failed.value)
     assert "Remedy: " in str(failed.value)
     assert runtime._current is None
@@ -177,7 +178,7 @@ def test_a_launcher_that_fails_is_named_with_its_reason_and_the_remedy(
 def test_a_start_that_nobody_waits_for_any_more_is_given_up() -> None:
     give_up = threading.Event()
     with pytest.raises(BackendStartError, match="interrupted"):
-        runtime.acquire(lambda part: give_up.set(), give_up)
+        runtime.acquire(lambda what: give_up.set(), give_up)
     assert runtime._current is None
 
 
@@ -193,7 +194,7 @@ def test_a_token_that_opens_no_runtime_says_so(monkeypatch: pytest.MonkeyPatch, 
 OTHER = """
 import os
 from rhapsody_dragon import runtime
-held = runtime.acquire(lambda part: None)
+held = runtime.acquire(lambda what: None)
 import dragon.infrastructure.facts as facts, json
 from dragon.utils import get_local_kv
 token = json.loads(get_local_kv(facts.ATTACH_INFO_KVS_KEY))["auth_token"]

@@ -20,17 +20,6 @@ from .runtime import START_DEADLINE
 
 Result = TypeVar("Result")
 
-#: What is being waited for, as the log says it.
-WAITING_FOR: Final = {
-    "launcher": "the launcher of a Dragon runtime",
-    "services": "the services of the Dragon runtime",
-    "head": "the head process of the Dragon runtime",
-    "attach": "the attachment to the Dragon runtime",
-    "workers": "the worker processes",
-    "batch": "Dragon's Batch",
-}
-
-
 #: Seconds between two tries to end a start that is no longer wanted, and two looks at whether the runtime is lost.
 STOP_SECONDS: Final = 1.0
 #: Seconds for what the backend started to end once the runtime is lost: whatever waits for an answer waits for good.
@@ -124,9 +113,9 @@ class DragonBackend(ExecutionBackend):
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
                 starting.get_loop().call_soon_threadsafe(_settle, starting, None, error)
 
-    def _waits_for(self, part: str) -> None:
+    def _waits_for(self, what: str) -> None:
         assert self._context is not None
-        self._context.log.info("backend_waits_for", backend=self.name, what=WAITING_FOR[part])
+        self._context.log.info("backend_waits_for", backend=self.name, what=what)
 
 
 def in_thread(function: Callable[..., Result], *args: Any) -> asyncio.Future[Result]:

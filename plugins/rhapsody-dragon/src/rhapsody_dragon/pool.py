@@ -39,12 +39,14 @@ from rhapsody.plugin import (
 )
 
 from .deaths import deaths_anywhere, deaths_here, end_process
-from .far import name_task, work
+from .far import work
 from .messages import PUT_DEADLINE, WAIT_SECONDS, Joiner, Kind, Message, destroy, new_queue, received, send
 from .runtime import DragonRuntime
-from .stopping import Stopping
+from .stopping import STUBBORN, Outgoing, Stopping
 from .units import Place, Progress, Unit
 
+#: What a start waits for, as the log says it.
+WORKERS: Final = "the worker processes"
 #: Seconds for the workers to be up (measured: 0.9 for two; they are Python processes that import Dragon).
 WORKERS_DEADLINE: Final = 70.0
 #: Seconds in which the workers leave by themselves at the end (measured: 0.3, and 2 where they have yet to come up;
@@ -54,16 +56,8 @@ LEAVE_DEADLINE: Final = 20.0
 THREADS_DEADLINE: Final = 2.0
 #: Seconds after which the start of a task on an idle worker is reported; its end, which says it all, may come before.
 SOON: Final = 0.005
-#: Seconds after which a worker that did not stop its task when asked is killed from outside.
-STUBBORN: Final = 4.0
 #: Workers of one place that may die before they are up, one after the other.
 TRIES: Final = 3
-
-
-#: A task that a worker runs: where, the number of its unit, the unit, the task.
-Running = tuple[Place, int, Unit, ComputeTask]
-#: One that waits at a worker: where, the number of its unit, its uid.
-Waiting = tuple[Place, int, str]
 
 
 class WorkerGroup:
@@ -94,7 +88,6 @@ class WorkerGroup:
     ) -> None:
         self.name = name
         self._runtime = runtime
-        self._session = session
         self._events = events
         self._cwd = cwd or "."
         self._changed = changed
@@ -103,12 +96,12 @@ class WorkerGroup:
         self._news = threading.Condition(self._lock)  # of workers, of requests, of the end
         self._requests = 0  # to Dragon, under way, for what `close` has to end
         self._closing = False
-        self._stopping = Stopping()
         self._outbox: Any = None
         self._joiner = Joiner()
         self._here = not policies
         self._progress = Progress(count, shared=self._here)
-        self._outgoing: SimpleQueue[tuple[Place, Any, Kind, int, bytes] | None] = SimpleQueue()
+        self._outgoing: SimpleQueue[Outgoing | None] = SimpleQueue()
+        self._stopping = Stopping(session, self._places, self._lock, self._outgoing.put)
         self._threads: list[threading.Thread] = []
         self._lost: Exception | None = None
 
@@ -287,6 +280,10 @@ class WorkerGroup:
                     problem = SubmitError(f"backend {self.name!r}: a unit could not be sent to a worker: {error}")
                     self._report([Outcome(uid, TaskState.FAILED, exception=problem) for uid in unit.left])
 
+    async def cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
+        """Stop tasks that the workers hold; see `Stopping.cancel`."""
+        return await self._stopping.cancel(tasks)
+
     # -- frames come up ----------------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
@@ -428,65 +425,6 @@ class WorkerGroup:
             self._lost = error = BackendLostError(f"backend {self.name!r}: {why}")
             self._news.notify_all()
         self._events.put([BackendLost(error)])
-
-    # -- cancel ------------------------------------------------------------------------------------------------------
-
-    async def cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
-        """Stop tasks that workers hold.
-
-        A program gets SIGTERM, and SIGKILL after a grace. A function cannot be interrupted: its worker is ended, and
-        replaced. A task that its worker has not begun is left out.
-        """
-        uids = {task.uid for task in tasks}
-        results = dict.fromkeys(uids, CancelResult.TOO_LATE)
-        with contextlib.ExitStack() as stack:
-            with self._lock:
-                running, waiting = self._find(uids)
-                stopped = {task.uid for _, _, _, task in running}
-                ends = stack.enter_context(self._stopping.ends_of(stopped | {uid for _, _, uid in waiting}))
-            # What waits first: the end of what runs would begin it.
-            for place, number, uid in waiting:
-                self._outgoing.put((place, place.control, Kind.SKIP, number, uid.encode()))
-            for place, number, _, task in running:
-                self._stop(place, number, task)
-            if ends:
-                _, late = await asyncio.wait(ends.values(), timeout=STUBBORN)
-                if late:
-                    await asyncio.to_thread(self._kill_stubborn, running)
-                    await asyncio.wait(late, timeout=STUBBORN)
-        for uid, end in ends.items():
-            if not end.done():
-                results[uid] = CancelResult.CANNOT_STOP
-            elif end.result() is TaskState.CANCELED:
-                results[uid] = CancelResult.STOPPED if uid in stopped else CancelResult.NEVER_STARTED
-        return results
-
-    def _find(self, uids: set[str]) -> tuple[list[Running], list[Waiting]]:
-        """Find tasks among what the workers hold; under the lock."""
-        running: list[Running] = []
-        waiting: list[Waiting] = []
-        for place in self._places:
-            for position, (number, unit) in enumerate(place.units.items()):
-                current = unit.running() if position == 0 else None  # a worker runs its first unit
-                for uid in uids & unit.left.keys():
-                    if current is not None and uid == current.uid:
-                        running.append((place, number, unit, current))
-                    else:
-                        waiting.append((place, number, uid))
-        return running, waiting
-
-    def _stop(self, place: Place, number: int, task: ComputeTask) -> None:
-        if task.function is None:
-            self._outgoing.put((place, place.control, Kind.TERMINATE, number, name_task(self._session, task.uid)))
-        else:
-            self._outgoing.put((place, place.control, Kind.KILL, number, task.uid.encode()))
-
-    def _kill_stubborn(self, running: Sequence[Running]) -> None:
-        for place, number, unit, task in running:
-            with self._lock:
-                process = place.process if place.units.get(number) is unit and unit.running() is task else None
-            if process is not None:
-                process.kill()
 
 
 def _canceled(uid: str) -> TaskCanceledError:

@@ -15,11 +15,7 @@ that ends in the watchdog, and the token stays between the watchdog and this mod
 from __future__ import annotations
 
 import gc
-import json
 import os
-import secrets
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,7 +25,9 @@ from typing import Any, Final, Literal
 
 from rhapsody.errors import BackendLostError, BackendStartError
 
+from .launch import Watchdog
 from .local import wait_for_end
+from .parts import PARTS, start_error
 
 Kind = Literal["launcher", "attached", "own"]
 Report = Callable[[str], None]
@@ -40,24 +38,6 @@ START_DEADLINE: Final = 100.0
 DETACH_DEADLINE: Final = 5.0
 #: Seconds between two looks at whether a runtime that is watched is still used.
 LOOK_SECONDS: Final = 1.0
-#: Seconds for the watchdog to leave nothing; its own bounds add up to less.
-END_DEADLINE: Final = 18.0
-
-_PARTS: Final = {
-    "launcher": "its launcher process (`dragon`)",
-    "services": "its local and global services",
-    "head": "its head process",
-    "attach": "the attachment of this process to it",
-}
-_REMEDIES: Final = {
-    "launcher": "check that `python -m dragon.launcher.launch_selector --version` runs in this environment",
-    "services": (
-        "check that /dev/shm has free space (Dragon maps 6 GiB, and uses about 100 MB when idle; in a container raise "
-        "--shm-size; DRAGON_DEFAULT_SEG_SZ sets the size)"
-    ),
-    "head": "the machine may be too busy: give it more time, or fewer processes beside it",
-    "attach": "check DRAGON_ATTACH_TOKEN and DRAGON_ATTACH_DIR, and that the runtime runs as the same user",
-}
 
 _lock = threading.Lock()
 _current: DragonRuntime | None = None
@@ -72,7 +52,7 @@ class DragonRuntime:
         self.pid = os.getpid()
         self.lost: BackendLostError | None = None
         self.home: str | None = None  # a folder that its watchdog removes; None if the runtime is not ours
-        self._watchdog: _Watchdog | None = None
+        self._watchdog: Watchdog | None = None
         self._released = threading.Event()
         self._handle: Any = None
         self._listeners: list[Callable[[BackendLostError], None]] = []
@@ -102,10 +82,10 @@ class DragonRuntime:
 
     def _start(self, deadline: float, report: Report, give_up: threading.Event) -> None:
         until = time.monotonic() + deadline
-        self._watchdog = _Watchdog(deadline=max(1.0, deadline - 2.0))
+        self._watchdog = Watchdog(deadline=max(1.0, deadline - 2.0))
         ready = self._watchdog.wait_until_ready(until, report, give_up)
         info, attach_dir, self.home = ready["ready"], ready["attach_dir"], ready["home"]
-        report("attach")
+        report(PARTS["attach"].waits_for)
         before = os.environ.get("DRAGON_ATTACH_DIR")
         os.environ["DRAGON_ATTACH_DIR"] = attach_dir
         try:
@@ -123,7 +103,7 @@ class DragonRuntime:
         try:
             self._handle = attach(timeout=timeout, auth_token=token)
         except Exception as error:
-            raise _start_error("attach", f"{type(error).__name__}: {error}") from error
+            raise start_error("attach", f"{type(error).__name__}: {error}") from error
 
     def _watch_services(self) -> None:
         """Tell when a runtime that is not ours ends; nothing else would, and Dragon's requests would wait for good."""
@@ -176,102 +156,11 @@ class DragonRuntime:
             pass
 
 
-class _Watchdog:
-    """This end of the pipes to the watchdog process."""
-
-    def __init__(self, deadline: float) -> None:
-        # The port binds nothing on a single node; it makes the uid of the runtime. That must be its own: Dragon's
-        # library takes the pools of two runtimes of one uid for the same, also when one came after the other.
-        settings = {"owner": os.getpid(), "deadline": deadline, "port": 10_000 + secrets.randbelow(50_000)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).with_name("watchdog.py")), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self._changed = threading.Condition()
-        self._starting: list[str] = []
-        self._ready: dict[str, Any] | None = None
-        self._over: dict[str, Any] | None = None
-        self._ending = False
-        self._on_lost: Callable[[str], None] | None = None
-        self._thread = threading.Thread(target=self._listen, name="rhapsody-dragon-watchdog", daemon=True)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                self._hear(json.loads(line))
-        self._hear({"lost": "its watchdog process was killed"})
-
-    def _hear(self, message: dict[str, Any]) -> None:
-        tell = None
-        with self._changed:
-            if "starting" in message:
-                self._starting.append(message["starting"])
-            elif "ready" in message:
-                self._ready = message
-            elif self._over is None:
-                self._over = message
-                if self._ready is not None and not self._ending:
-                    tell = self._on_lost
-            self._changed.notify_all()
-        if tell is not None:
-            tell(message.get("lost") or "it was told to")
-
-    def wait_until_ready(self, until: float, report: Report, give_up: threading.Event) -> dict[str, Any]:
-        """Wait for the runtime to be up; ends it and raises BackendStartError, naming the part, if it does not come."""
-        part = "launcher"
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._starting or self._ready or self._over, 0.1)
-                news, self._starting = self._starting, []
-                ready, over = self._ready, self._over
-            for part in news:
-                report(part)
-            if ready is not None:
-                return ready
-            if over is not None:
-                self.end()
-                raise _start_error(
-                    over.get("failed", part), over.get("detail") or over.get("lost") or "no reason given"
-                )
-            if give_up.is_set() or time.monotonic() >= until:
-                self.end()
-                raise _start_error(part, "interrupted" if give_up.is_set() else "the deadline has passed")
-
-    def watch(self, on_lost: Callable[[str], None]) -> None:
-        """From now on say so when the runtime ends by itself."""
-        with self._changed:
-            self._on_lost = on_lost
-            over = self._over
-        if over is not None:
-            on_lost(over.get("lost") or "it was told to")
-
-    def end(self) -> None:
-        """Tell the watchdog to end the runtime, and wait until nothing is left."""
-        with self._changed:
-            self._ending = True
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.close()
-        except BrokenPipeError:  # it has ended already
-            pass
-        try:
-            self._process.wait(END_DEADLINE)
-        except subprocess.TimeoutExpired:  # its own bounds have failed: it goes, and what it holds is reported as lost
-            self._process.kill()
-            self._process.wait()
-        self._thread.join(END_DEADLINE)
-
-
 def acquire(report: Report, give_up: threading.Event | None = None, deadline: float = START_DEADLINE) -> DragonRuntime:
     """Connect this process to a runtime, or share the one that it is connected to.
 
-    Blocks for as long as that takes, or until `give_up` is set; call it from a thread. `report` is told each part
-    that is waited for.
+    Blocks for as long as that takes, or until `give_up` is set; call it from a thread. `report` is told what is
+    waited for.
 
     Raises:
         BackendStartError: it did not start or did not let us in, naming the part and the remedy. Nothing is held.
@@ -289,7 +178,7 @@ def acquire(report: Report, give_up: threading.Event | None = None, deadline: fl
         if runtime.kind == "own":
             runtime._start(deadline, report, give_up or threading.Event())
         elif runtime.kind == "attached":
-            report("attach")
+            report(PARTS["attach"].waits_for)
             runtime._attach(deadline, None)
             try:
                 runtime._watch_services()
@@ -338,7 +227,7 @@ def _services_here() -> int:
             process.join(timeout=DETACH_DEADLINE)
             return int(answer.read_text())
         except Exception as error:
-            raise _start_error("services", f"{type(error).__name__}: {error}") from error
+            raise start_error("services", f"{type(error).__name__}: {error}") from error
 
 
 def _kind() -> Kind:
@@ -348,12 +237,6 @@ def _kind() -> Kind:
         if dragon.in_dragon():
             return "launcher"
     return "attached" if os.environ.get("DRAGON_ATTACH_TOKEN") else "own"
-
-
-def _start_error(part: str, detail: str) -> BackendStartError:
-    return BackendStartError(
-        f"the Dragon runtime did not start: {_PARTS[part]} failed ({detail}). Remedy: {_REMEDIES[part]}"
-    )
 
 
 def _restore(name: str, value: str | None) -> None:

@@ -16,7 +16,7 @@ from rhapsody.plugin import (
 )
 
 from .backend import DragonBackend, node_policies, read_resources
-from .pool import WorkerGroup
+from .pool import WORKERS, WorkerGroup
 from .runtime import DragonRuntime
 
 
@@ -57,7 +57,7 @@ class DragonExecutionBackendV2(DragonBackend):
 
     def _start(self, dragon: DragonRuntime) -> None:
         assert self._context is not None
-        self._waits_for("workers")
+        self._waits_for(WORKERS)
         processors, policies = node_policies()
         self._group = new_group(self, self._context, dragon, self._slots or processors, self._folder, policies)
         self._group.start()

@@ -21,7 +21,7 @@ from rhapsody.plugin import (
 from .backend import DragonBackend, check_count
 from .batchrun import BatchRuns
 from .options import check, ranks_of
-from .pool import WorkerGroup
+from .pool import WORKERS, WorkerGroup
 from .runtime import DragonRuntime
 from .v2 import new_group
 
@@ -114,12 +114,12 @@ class DragonExecutionBackendV3(DragonBackend):
             here=not policies,
         )
         if self._stream:
-            self._waits_for("batch")
+            self._waits_for("Dragon's Batch")
             self._batch.start()
             workers = (self._workers_per_node() or self._cores) * self._nodes
             context.set_capacity(Capacity(slots=workers, units=max(STREAM_LEAST, STREAM_DEPTH * workers)))
             return
-        self._waits_for("workers")
+        self._waits_for(WORKERS)
         processors = len(os.sched_getaffinity(0)) if not policies else sum(node.num_cpus for node in nodes)
         self._group = new_group(self, context, dragon, self._num_workers or processors, None, policies)
         self._group.start()
