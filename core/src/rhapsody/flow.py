@@ -173,16 +173,16 @@ class TaskFlow:
         except Exception as error:
             problem = f"raised {type(error).__name__}: {error}"
         taken = backlog.taken()
-        if problem is None and not (isinstance(chosen, Sequence) and len(chosen) == len(taken) > 0):
+        tasks: Sequence[ComputeTask] = chosen if isinstance(chosen, Sequence) else ()
+        if problem is None and not len(tasks) == len(taken) > 0:
             problem = "must return the tasks that it took off the backlog, at least one"
         learns = self._batching.chose
-        if problem is None and not learns and chosen != taken and {*map(id, taken)} != {*map(id, chosen)}:  # type: ignore[call-overload]
+        if problem is None and not learns and tasks != taken and {*map(id, taken)} != {*map(id, tasks)}:
             problem = "returned other tasks than it took off the backlog"
         if problem is not None:
             backlog.put_back(taken)
             self.lose(InvalidBackendError(f"rhapsody_batch of backend {self.name!r} {problem}"))
             return None
-        tasks: Sequence[ComputeTask] = chosen  # type: ignore[assignment]
         assert self._context is not None
         self._batches += 1
         batch = TaskBatch(self._batches, tasks, self._context)

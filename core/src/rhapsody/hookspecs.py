@@ -70,7 +70,7 @@ class BackendHooks:
         """
 
     @hookspec(firstresult=True)
-    def rhapsody_monitor(self) -> AsyncIterator[list[Event]]:  # type: ignore[empty-body]
+    def rhapsody_monitor(self) -> AsyncIterator[list[Event]]:  # type: ignore[empty-body]  # a specification
         """Yield what happens, as lists of events, for the backend's life. Optional.
 
         The default drains `context.events`, into which any thread may put. The iterator ends after the backend was
@@ -78,7 +78,7 @@ class BackendHooks:
         """
 
     @hookspec(firstresult=True)
-    def rhapsody_cancel(  # type: ignore[empty-body]
+    def rhapsody_cancel(  # type: ignore[empty-body]  # a specification
         self, tasks: Sequence[ComputeTask]
     ) -> Awaitable[Mapping[str, CancelResult]] | Mapping[str, CancelResult]:
         """Stop tasks that the engine holds. Optional; without it, what the engine holds cannot be stopped.

@@ -19,7 +19,7 @@ _RUNNING: Final = TaskState.RUNNING
 def apply(task: ComputeTask, event: Started | Outcome) -> bool:
     """Apply a report to a task. Returns whether it changed the task's state: one that comes too late does not."""
     old = task.state
-    new = _RUNNING if type(event) is Started else event.state  # type: ignore[union-attr]
+    new = event.state if isinstance(event, Outcome) else _RUNNING
     state = advance(old, new)
     if state is old:
         log.debug("report_dropped", task=task.uid, state=old.value, reported=new.value)

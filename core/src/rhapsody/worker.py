@@ -241,7 +241,8 @@ def _run_call(uid: str, call: Call, functions: list[bytes], shared: list[bytes],
             if fill:
                 args = list(args)
                 for place, number in fill:
-                    (args if isinstance(place, int) else kwargs)[place] = pickle.loads(shared[number])  # type: ignore[index]
+                    target: Any = args if isinstance(place, int) else kwargs
+                    target[place] = pickle.loads(shared[number])
     except BaseException as error:
         return (uid, "raised", describe_exception(error, "arguments"), started, time.time(), where())
     try:

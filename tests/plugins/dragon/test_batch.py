@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -121,3 +122,35 @@ def test_after_the_death_of_a_worker_of_batch_its_task_has_failed_and_all_others
     assert {task.state for task in signing} == {TaskState.DONE}
     assert [(tmp_path / str(number)).read_text() for number in range(12)] == ["x"] * 12
     assert program.stdout == "hi\n"
+
+
+def test_a_program_whose_batch_worker_died_ends_with_its_processes_and_others_go_on(tmp_path: Path) -> None:
+    single = {"process_template": {}}
+    ending, asleep = (
+        ComputeTask(executable="sleep", arguments=[seconds], backend_options=single) for seconds in (5, 300)
+    )
+
+    async def lose_worker_while(running: ComputeTask, session: Session, backend: DragonExecutionBackendV3) -> None:
+        await session.submit_tasks([running])
+        async with asyncio.timeout(90):
+            while running.state is not TaskState.RUNNING:
+                await asyncio.sleep(0.1)
+        os.kill(backend._batch._host._places[0].pid, signal.SIGKILL)
+
+    async def main() -> tuple[CancelResult, ComputeTask]:
+        backend = DragonExecutionBackendV3(num_workers=1)
+        after = ComputeTask(executable="echo", arguments=["hi"], backend_options=single)
+        async with Session([backend], work_dir=tmp_path) as session:
+            await lose_worker_while(ending, session, backend)
+            await session.wait_tasks([ending])
+            await lose_worker_while(asleep, session, backend)
+            await asyncio.sleep(2.0)  # in which the death is noticed
+            told = await session.cancel_tasks([asleep])
+            await session.submit_tasks([after])
+            await session.wait_tasks([after])
+        return told[asleep.uid], after
+
+    told, after = asyncio.run(main())
+    assert isinstance(ending.exception, WorkerLostError)
+    assert (told, asleep.state) == (CancelResult.STOPPED, TaskState.CANCELED)
+    assert after.stdout == "hi\n"

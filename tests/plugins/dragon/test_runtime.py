@@ -160,6 +160,37 @@ def test_a_runtime_that_dies_while_it_is_asked_for_something_fails_the_start(
         runtime.release(held)
 
 
+def test_who_waits_for_an_answer_of_a_runtime_that_dies_gets_an_error_and_the_next_runtime_answers() -> None:
+    from dragon.native.process import Process
+
+    held = start()
+    assert held._watchdog is not None
+    asleep = Process(target="/bin/sleep", args=["300"])
+    asleep.start()
+    problems: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            asleep.join()
+        except Exception as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(3)]  # one of them reads, for all
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)  # until all of them have asked
+    psutil.Process(held._watchdog._process.pid).children()[0].kill()  # the launcher
+    wait_for(lambda: held.lost, 20, "its end is noticed")
+    runtime.release(held)
+    wait_for(lambda: len(problems) == 3, 20, "nobody waits any more")
+
+    after = start()
+    brief = Process(target="/bin/true")
+    brief.start()
+    assert brief.join(timeout=20) == 0
+    runtime.release(after)
+
+
 def test_a_launcher_that_fails_is_named_with_its_reason_and_the_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from .. import _executable
 from .._guard import Guard
@@ -171,7 +171,7 @@ def _processors() -> int:
 def _width(executor: str | Executor) -> int | None:
     """Return how many workers a standard executor was made with; it has no public way to tell."""
     if isinstance(executor, ThreadPoolExecutor | ProcessPoolExecutor):
-        width: int = executor._max_workers  # type: ignore[union-attr]
+        width: int = executor._max_workers  # type: ignore[union-attr]  # not public
         return width
     return None
 
@@ -186,7 +186,7 @@ async def _in_thread(call: Callable[[], T]) -> T:
             if error is not None:
                 done.set_exception(error)
             else:
-                done.set_result(value)  # type: ignore[arg-type]
+                done.set_result(cast("T", value))
 
     def work() -> None:
         value: T | None = None

@@ -236,7 +236,11 @@ async def _curve(run: Callable[..., Awaitable[None]], slots: int) -> tuple[Point
     while seconds > 1e-6:
         count = int(min(_MOST, max(4 * slots, _POINT * slots / seconds)))
         count -= count % slots  # equal shares, or the last ones would look like waste
-        kind = Kind(count, work, lambda _, each=seconds: (each,), seconds, "")  # type: ignore[misc]
+
+        def length(_: int, each: float = seconds) -> tuple[float]:
+            return (each,)
+
+        kind = Kind(count, work, length, seconds, "")
         took, _ = await _took(run, kind, count)
         points.append(Point(seconds, seconds / slots / took))
         if points[-1].efficiency < _ENOUGH or time.perf_counter() > end:

@@ -57,8 +57,7 @@ def conforms(
         # Not functools.wraps: its __wrapped__ would show plugins for async tests a coroutine function to run.
         run.__name__, run.__qualname__, run.__doc__ = test.__name__, test.__qualname__, test.__doc__
         run.__module__ = test.__module__
-        about = {"proves": proves, "refuses": bool(lacks)}
-        run._rhapsody_conformance = about  # type: ignore[attr-defined]
+        run.__dict__["_rhapsody_conformance"] = {"proves": proves, "refuses": bool(lacks)}
         return pytest.mark.rhapsody_restart(run) if restarts else run
 
     return decorate

@@ -262,6 +262,8 @@ class BatchHost:
                 elif kind is Kind.STARTED:
                     self._problem = bytes(data).decode() or None
                     self._up.set()
+                elif kind is Kind.WORKER:
+                    self.worker_of(bytes(data))
                 else:
                     self._give(unit, kind, data)
         except Exception as error:

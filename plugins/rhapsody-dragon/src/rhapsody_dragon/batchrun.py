@@ -7,7 +7,6 @@ of a worker nothing more begins; when what runs beside it has ended, another Bat
 from __future__ import annotations
 
 import asyncio
-import os
 import pickle
 import queue
 import signal
@@ -42,10 +41,8 @@ from rhapsody.plugin import (
 from .batchhost import CLOSE_DEADLINE, BatchHost, share
 from .batchunit import Run
 from .far import name_task
-from .far_batch import Request
 from .messages import WAIT_SECONDS, Kind, Message, send
-from .options import TEMPLATE, ranks_of
-from .programs import Program, marker_of, signal_task
+from .programs import marker_of, processes_of, signal_task, stop_task, wait_for_none
 from .runtime import DragonRuntime
 
 #: Seconds for which a cancel waits for Batch to have stopped a task.
@@ -56,7 +53,8 @@ AGREED_SECONDS: Final = 1.0
 LEAVE_SECONDS: Final = 2.0
 #: Seconds between two looks at whether programs have begun, and whether a spoiled Batch is idle.
 LOOK_SECONDS: Final = 0.5
-#: Seconds after which a spoiled Batch that runs nothing is taken to have no room for what it holds.
+#: Seconds after which a spoiled Batch that runs nothing is taken to have no room for what it holds, and not to know the
+#: end of what it has run.
 STUCK_SECONDS: Final = 5.0
 
 
@@ -68,6 +66,7 @@ class BatchRuns:
         runtime: where Batch runs. Backends on it that want the same Batch share it.
         folder: where tasks run that do not say.
         workers_per_node: of Batch; None for one on each core.
+        workers: of Batch, on all nodes.
         disable_telemetry: passed to Batch.
         policy: where Batch's process runs; None for Dragon's own placement.
         here: whether all processes are on this node.
@@ -80,13 +79,14 @@ class BatchRuns:
         runtime: DragonRuntime,
         folder: str,
         workers_per_node: int | None,
+        workers: int,
         disable_telemetry: bool,
         policy: Any,
         here: bool,
     ) -> None:
         self._context = context
         self._folder = folder
-        self._arguments = (workers_per_node, disable_telemetry, sys.path)
+        self._arguments = (workers_per_node, disable_telemetry, sys.path, workers)
         self._policy = policy
         self._here = here
         self._runtime = runtime
@@ -248,7 +248,8 @@ class BatchRuns:
 
     def _send(self, run: Run) -> None:
         assert self._host is not None
-        request = self._request(run)
+        scratch = self._context.sandbox if run.task.capture_stdio else Path(self._scratch.name)
+        request = run.request(self._context.session, self._folder, scratch)
         if not run.batch.shipped:  # it could not be encoded, which has been reported
             self._runs.pop(run.number, None)
             return
@@ -269,7 +270,9 @@ class BatchRuns:
         if host is None or unit not in self._runs:  # it has ended meanwhile
             return
         try:
-            if run.answers is not None and run.task.function is None:
+            if self._spoiled and self._here and run.program is not None:  # Batch may have lost who waits for it
+                threading.Thread(target=self._stop_here, args=(run.program.marker,), daemon=True).start()
+            elif run.answers is not None and run.task.function is None:
                 name = name_task(self._context.session, run.task.uid)
                 send(run.answers, 0, unit, Kind.TERMINATE, name, timeout=1.0)
             else:
@@ -277,27 +280,9 @@ class BatchRuns:
         except Exception as error:  # the cancel will say that it could not stop it
             self._context.log.warning("stop_not_sent", backend=self._context.backend, task=run.task.uid, why=str(error))
 
-    def _request(self, run: Run) -> Request:
-        task = run.task
-        options = task.backend_options or {}
-        timeout = options.get("timeout")
-        single, several = options.get("process_template"), options.get("process_templates")
-        by_worker = single is None and several is None and ranks_of(task) == 1
-        if task.function is not None or (by_worker and timeout is None):
-            payload = run.batch.encode()
-            if task.function is not None and single is not None:
-                keywords = {key: value for key, value in single.items() if key in TEMPLATE}
-                keywords.setdefault("cwd", self._folder)
-                marker = marker_of(self._context.session, task.uid)
-                keywords["env"] = {**os.environ, **(keywords.get("env") or {}), **marker}
-                return Request("process", payload, [(1, "", (), keywords)], timeout)
-            run.asks = True
-            return Request("function", payload, timeout=timeout, is_program=task.function is None)
-        scratch = self._context.sandbox if task.capture_stdio else Path(self._scratch.name)
-        run.program = Program(task, self._context.session, scratch)
-        plan = [tuple(launch) for launch in run.program.plan(self._folder)]
-        kind = "process" if by_worker or (single is not None and ranks_of(task) == 1) else "job"
-        return Request(kind, b"", plan, timeout, options.get("pmi", "cray"))  # type: ignore[arg-type]
+    @staticmethod
+    def _stop_here(marker: dict[str, str]) -> None:
+        stop_task(marker, signal.SIGTERM, lambda seconds: wait_for_none(marker, seconds))
 
     # -- what comes back ---------------------------------------------------------------------------------------------
 
@@ -383,6 +368,7 @@ class BatchRuns:
 
     def _renew(self) -> None:
         """Put another Batch in the place of a spoiled one that is idle, and send it what was held."""
+        self._end_unwatched()
         with self._deciding:
             there = self._there()
             if self._closing or any(run.begun_at is not None for run in there):
@@ -404,6 +390,26 @@ class BatchRuns:
                 self._fail(run, WorkerLostError(f"task {run.task.uid} ended with a Batch that had lost a worker"))
             else:
                 self._launch(run)
+
+    def _end_unwatched(self) -> None:
+        """End what has run in processes of its own, of which none is left, where Batch does not say how it ended.
+
+        Then the worker that has died was the one that waited for them. Processes on other nodes are not seen.
+        """
+        for run in self._there() if self._here else ():
+            if run.begun_at is None or run.worker is not None:
+                continue
+            if processes_of(marker_of(self._context.session, run.task.uid)):
+                run.silent_since = None
+                continue
+            run.silent_since = run.silent_since or time.monotonic()
+            if time.monotonic() - run.silent_since < STUCK_SECONDS:
+                continue
+            if run.canceled:
+                self._end(run, "canceled")
+            else:
+                what = f"task {run.task.uid}: the worker of Dragon's Batch that waited for its end died"
+                self._fail(run, WorkerLostError(f"{what}; how it ended is unknown"))
 
     def _there(self) -> list[Run]:
         return [run for run in list(self._runs.values()) if run.sent_at is not None]

@@ -1,20 +1,23 @@
-"""What the user's side knows of a unit in the hands of Dragon's Batch, and how it reads the unit's end."""
+"""What the user's side knows of a unit in the hands of Dragon's Batch: what it asks for, and how it reads its end."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import time
+from pathlib import Path
 from typing import Any, Final
 
 from rhapsody.errors import TaskCanceledError, TaskExecutionError, WorkerLostError
 from rhapsody.plugin import ComputeTask, Outcome, TaskBatch, TaskState
 
-from .programs import Program
+from .far_batch import Request
+from .options import TEMPLATE, ranks_of
+from .programs import Program, marker_of
 
 #: The exceptions that Batch raises inside a function, and what they mean.
 INTERRUPTIONS: Final = {"_FunctionTaskCancelled": "canceled", "_FunctionTaskTimedOut": "timeout"}
-
 
 _numbers = itertools.count(1)
 
@@ -32,6 +35,7 @@ class Run:
         answers: the queue on which that worker listens.
         canceled: whether a cancel has met it.
         stopping: whether Batch has agreed to stop it.
+        silent_since: since when, on the monotonic clock, none of its processes is there; None while one is.
     """
 
     def __init__(self, batch: TaskBatch) -> None:
@@ -46,6 +50,38 @@ class Run:
         self.answers: Any = None
         self.canceled = False
         self.stopping = False
+        self.silent_since: float | None = None
+
+    def request(self, session: str, folder: str, scratch: Path) -> Request:
+        """Say in Batch's words what is to run, and write what it reads.
+
+        Args:
+            session: uid of the session.
+            folder: where it runs where it does not say.
+            scratch: where its files are.
+
+        Raises:
+            FileNotFoundError: its program, or the folder in which it should run, is not there.
+        """
+        task = self.task
+        options = task.backend_options or {}
+        timeout = options.get("timeout")
+        single, several = options.get("process_template"), options.get("process_templates")
+        by_worker = single is None and several is None and ranks_of(task) == 1
+        if task.function is not None or (by_worker and timeout is None):
+            payload = self.batch.encode()
+            if task.function is not None and single is not None:
+                keywords = {key: value for key, value in single.items() if key in TEMPLATE}
+                keywords.setdefault("cwd", folder)
+                marker = marker_of(session, task.uid)
+                keywords["env"] = {**os.environ, **(keywords.get("env") or {}), **marker}
+                return Request("process", payload, [(1, "", (), keywords)], timeout)
+            self.asks = True
+            return Request("function", payload, timeout=timeout, is_program=task.function is None)
+        self.program = Program(task, session, scratch)
+        plan = [(one.processes, one.target, one.args, one.keywords) for one in self.program.plan(folder)]
+        kind = "process" if by_worker or (single is not None and ranks_of(task) == 1) else "job"
+        return Request(kind, b"", plan, timeout, options.get("pmi", "cray"))
 
     def recall(self) -> None:
         """Take it back from a Batch that has not begun it; it can be sent to another."""

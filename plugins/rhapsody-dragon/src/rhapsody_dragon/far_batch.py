@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from .far import extend_path
-from .far_unit import run_alone, run_wanted
+from .far_unit import introduce, run_alone, run_wanted
 from .messages import Joiner, Kind, Message, received, send
 
 #: Seconds that the polling thread blocks in Batch's poll before it looks whether Batch is still there.
@@ -51,8 +51,9 @@ def host(
     workers_per_node: int | None,
     disable_telemetry: bool,
     path: Sequence[str],
+    workers: int,
 ) -> None:
-    """Start Batch and serve units until told to leave; the body of the process."""
+    """Start Batch, which then has so many workers, and serve units until told to leave; the body of the process."""
     extend_path(path)
     send(outbox, 0, 0, Kind.READY, str(os.getpid()).encode())
     try:
@@ -63,7 +64,7 @@ def host(
         send(outbox, 0, 0, Kind.STARTED, f"{type(error).__name__}: {error}".encode())
         return
     send(outbox, 0, 0, Kind.STARTED)
-    _Host(batch, outbox, path).serve(inbox)
+    _Host(batch, outbox, path).serve(inbox, workers)
 
 
 class _Host:
@@ -77,7 +78,10 @@ class _Host:
         self._early: set[str] = set()  # completed before they were recorded
         self._leaving = False
 
-    def serve(self, inbox: Any) -> None:
+    def serve(self, inbox: Any, workers: int) -> None:
+        for _ in range(workers):
+            task = self._batch.function(introduce, self._outbox)
+            self._tasks[task.uid] = (0, task)
         poller = threading.Thread(target=self._poll, name="rhapsody-poll", daemon=True)
         poller.start()
         for _, unit, kind, data in received(inbox, Joiner()):

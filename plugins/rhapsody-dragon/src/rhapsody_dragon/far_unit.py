@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -17,8 +18,18 @@ from rhapsody import worker
 from .far import extend_path, stop_task
 from .messages import HEAD, Kind, new_queue, send
 
+#: Seconds for which a worker that has introduced itself stays busy, so that the next one introduces another.
+INTRODUCTION_SECONDS: Final = 0.1
 #: Queues of this process on which units were answered, and the claims that name them; free for the next unit.
 _answers: Final[list[tuple[Any, bytes]]] = []
+
+
+def introduce(outbox: Any) -> None:
+    """Say that this worker of Batch is there, so that its death is noticed also where it runs no function."""
+    known = _answers.pop() if _answers else _new_answers()
+    send(outbox, 0, 0, Kind.WORKER, known[1])
+    _answers.append(known)
+    time.sleep(INTRODUCTION_SECONDS)
 
 
 def run_wanted(unit: int, payload: bytes, outbox: Any, is_program: bool) -> None:

@@ -49,6 +49,7 @@ class Kind(IntEnum):
     SKIP = 11  # do not begin this task
     LEFT_OUT = 12  # it will not begin
     CLAIM = 13  # a unit of Batch begins, if the answer on the queue that follows is RUN; without a queue it begins
+    WORKER = 14  # a worker of Batch is up; what follows is as in its claims
 
 
 def new_queue(size: int = QUEUE_SIZE) -> Any:

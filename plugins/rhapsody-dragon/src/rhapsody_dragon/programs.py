@@ -21,6 +21,7 @@ GRACE: Final = 3.0
 #: The variable by which the processes of a task are known, however they were started and whoever is their parent.
 MARKER: Final = "RHAPSODY_DRAGON_TASK"
 _TAIL: Final = 4096
+_LOOK_SECONDS: Final = 0.1
 
 
 class Gate:
@@ -165,6 +166,16 @@ def signal_task(marker: dict[str, str], number: signal.Signals) -> int:
         except ProcessLookupError:  # it has ended meanwhile
             continue
     return count
+
+
+def wait_for_none(marker: dict[str, str], seconds: float) -> bool:
+    """Wait until a task has no process left on this node; returns whether it is so."""
+    until = time.monotonic() + seconds
+    while processes_of(marker):
+        if time.monotonic() > until:
+            return False
+        time.sleep(_LOOK_SECONDS)
+    return True
 
 
 def stop_task(marker: dict[str, str], first: signal.Signals, over: Callable[[float], bool]) -> None:

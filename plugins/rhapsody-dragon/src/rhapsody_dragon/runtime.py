@@ -14,7 +14,6 @@ that ends in the watchdog, and the token stays between the watchdog and this mod
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 import threading
@@ -25,6 +24,7 @@ from typing import Any, Final, Literal
 
 from rhapsody.errors import BackendLostError, BackendStartError
 
+from .disconnect import detach, let_go
 from .launch import Watchdog
 from .local import wait_for_end
 from .parts import PARTS, start_error
@@ -34,8 +34,8 @@ Report = Callable[[str], None]
 
 #: Seconds in which a runtime must be up and attached to (measured: 3.5 on two cores, over 40 on a crowded machine).
 START_DEADLINE: Final = 100.0
-#: Seconds for a detach that may find nobody at the other end.
-DETACH_DEADLINE: Final = 5.0
+#: Seconds for the services of a runtime to start a program that says who they are.
+SERVICES_DEADLINE: Final = 5.0
 #: Seconds between two looks at whether a runtime that is watched is still used.
 LOOK_SECONDS: Final = 1.0
 
@@ -124,36 +124,14 @@ class DragonRuntime:
         self._released.set()
         if self._handle is not None:
             before = os.environ.get("DRAGON_ATTACH_DIR")
-            thread = threading.Thread(target=self._disconnect, name="rhapsody-dragon-detach", daemon=True)
-            thread.start()
-            thread.join(DETACH_DEADLINE)
+            if self.lost is not None or not detach(self._handle):
+                let_go(self._handle)
             self._handle = None
             if self._watchdog is not None:
                 os.environ.pop("DRAGON_ATTACH_DIR", None)
                 _restore("DRAGON_ATTACH_DIR", before)
         if self._watchdog is not None:
             self._watchdog.end()
-
-    def _disconnect(self) -> None:
-        from dragon.globalservices import api_setup
-
-        if self.lost is None:
-            try:
-                self._handle.detach()
-                return
-            except Exception:  # the runtime is going, or gone: this end is let go below
-                pass
-        # Whoever waits for an answer of the dead runtime holds this lock for good; the next runtime needs another. And
-        # Dragon keeps the garbage collector off meanwhile.
-        api_setup._GS_RECV_LOCK = threading.RLock()
-        api_setup._WAKEUPS.clear()
-        gc.enable()
-        try:
-            api_setup.disconnect_infrastructure()
-            self._handle._attached = False
-            self._handle._restore_pre_attach_process_state()
-        except Exception:  # there is nobody left to disconnect from
-            pass
 
 
 def acquire(report: Report, give_up: threading.Event | None = None, deadline: float = START_DEADLINE) -> DragonRuntime:
@@ -224,7 +202,7 @@ def _services_here() -> int:
                 policy=Policy(placement=Policy.Placement.HOST_NAME, host_name=current().hostname),
             )
             process.start()
-            process.join(timeout=DETACH_DEADLINE)
+            process.join(timeout=SERVICES_DEADLINE)
             return int(answer.read_text())
         except Exception as error:
             raise start_error("services", f"{type(error).__name__}: {error}") from error

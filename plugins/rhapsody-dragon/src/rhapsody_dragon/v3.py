@@ -104,11 +104,13 @@ class DragonExecutionBackendV3(DragonBackend):
         self._nodes, self._cores = len(nodes), max(1, nodes[0].num_cpus // 2)
         by_name = Policy.Placement.HOST_NAME
         policies = [Policy(placement=by_name, host_name=node.hostname) for node in nodes] if len(nodes) > 1 else []
+        workers = (self._workers_per_node() or self._cores) * self._nodes
         self._batch = BatchRuns(
             context,
             runtime=dragon,
             folder=str(Path.cwd()),
             workers_per_node=self._workers_per_node(),
+            workers=workers,
             disable_telemetry=self._disable_telemetry,
             policy=Policy(placement=by_name, host_name=current().hostname) if policies else None,
             here=not policies,
@@ -116,7 +118,6 @@ class DragonExecutionBackendV3(DragonBackend):
         if self._stream:
             self._waits_for("Dragon's Batch")
             self._batch.start()
-            workers = (self._workers_per_node() or self._cores) * self._nodes
             context.set_capacity(Capacity(slots=workers, units=max(STREAM_LEAST, STREAM_DEPTH * workers)))
             return
         self._waits_for(WORKERS)
