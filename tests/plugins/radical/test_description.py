@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -130,6 +131,10 @@ def test_a_command_that_cannot_be_encoded_is_its_senders_error(tmp_path: Path) -
         (ComputeTask(executable="x", backend_options={"mode": "task.exec"}), "RHAPSODY runs functions and executables"),
         (ComputeTask(executable="x", backend_options={"ranks": 2}, resources=Resources()), "ranks is given twice"),
         (ComputeTask(function=print, resources=Resources(ranks=2)), "cannot run in several ranks"),
+        (ComputeTask(function=print, backend_options={"ranks": 2}), "cannot run in several ranks"),
+        (ComputeTask(executable="x", backend_options={"ranks": 0}), "ranks must be at least 1, not 0"),
+        (ComputeTask(executable="x", backend_options={"timeout": -1}), "timeout must be at least 0, not -1"),
+        (ComputeTask(executable="x", backend_options={"timeout": math.nan}), "timeout must be at least 0, not nan"),
     ],
 )
 def test_what_radical_pilot_cannot_do_is_refused_with_a_remedy(task: ComputeTask, said: str) -> None:

@@ -52,6 +52,11 @@ OPTIONS: Final[dict[str, tuple[type, ...]]] = {
     "partition": (int,),
     "services": _LIST,
 }
+# The least value of an option that is a number.
+LEAST: Final[dict[str, int]] = {
+    **dict.fromkeys(("ranks", "ranks_per_node", "cores_per_rank"), 1),
+    **dict.fromkeys(("gpus_per_rank", "mem_per_rank", "lfs_per_rank", "timeout", "startup_timeout", "partition"), 0),
+}
 _ITS_OWN: Final = "RHAPSODY runs functions and executables, and gives them to RADICAL-Pilot as executables"
 # Its other fields, and what to use instead.
 NOT_OPTIONS: Final[dict[str, str]] = {
@@ -98,7 +103,7 @@ def check(task: ComputeTask, backend: str) -> None:
     """
     for option, value in (task.backend_options or {}).items():
         _check_option(task, backend, option, value)
-    if task.function is not None and (task.resources or Resources()).ranks > 1:
+    if task.function is not None and _ranks(task) > 1:
         _refuse(task, backend, "a function cannot run in several ranks; make it an executable")
 
 
@@ -110,7 +115,7 @@ def check_size(task: ComputeTask, backend: str, request: PilotRequest) -> None:
     """
     options = task.backend_options or {}
     wanted = task.resources or Resources()
-    ranks = options.get("ranks", wanted.ranks)
+    ranks = _ranks(task)
     cores = ranks * options.get("cores_per_rank", wanted.cores_per_rank)
     gpus = ranks * options.get("gpus_per_rank", wanted.gpus_per_rank)
     has_gpus = request.description.get("gpus", 0)
@@ -130,6 +135,11 @@ def check_size(task: ComputeTask, backend: str, request: PilotRequest) -> None:
         )
     if ranks > 1 and request.local and not has_mpi():
         _refuse(task, backend, "it wants several ranks, and neither mpirun nor mpiexec is on PATH; install an MPI")
+
+
+def _ranks(task: ComputeTask) -> int:
+    ranks: int = (task.backend_options or {}).get("ranks", (task.resources or Resources()).ranks)
+    return ranks
 
 
 def check_fields(task: ComputeTask, backend: str, request: PilotRequest) -> None:
@@ -247,6 +257,8 @@ def _check_option(task: ComputeTask, backend: str, option: str, value: Any) -> N
     elif not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         _refuse(task, backend, f"backend_options: {option} must be {wanted}, not {describe(value)}")
+    elif option in LEAST and isinstance(value, _NUMBER) and not value >= LEAST[option]:
+        _refuse(task, backend, f"backend_options: {option} must be at least {LEAST[option]}, not {value!r}")
     if (problem := why_not(value)) is not None:
         _refuse(
             task,
