@@ -154,3 +154,30 @@ def test_a_program_whose_batch_worker_died_ends_with_its_processes_and_others_go
     assert isinstance(ending.exception, WorkerLostError)
     assert (told, asleep.state) == (CancelResult.STOPPED, TaskState.CANCELED)
     assert after.stdout == "hi\n"
+
+
+def test_a_batch_that_lost_a_worker_serves_neither_those_that_share_it_nor_who_comes_later(tmp_path: Path) -> None:
+    def new() -> DragonExecutionBackendV3:
+        return DragonExecutionBackendV3(disable_batch_submission=True)
+
+    def square(number: int) -> int:
+        return number**2
+
+    async def main() -> list[ComputeTask]:
+        losing, idle = new(), new()
+        async with Session([losing], work_dir=tmp_path) as first, Session([idle], work_dir=tmp_path) as second:
+            spoiled = losing._batch._host
+            assert idle._batch._host is spoiled
+            victim = ComputeTask(function=die)
+            await first.submit_tasks([victim])
+            await first.wait_tasks([victim], timeout=60)
+            tasks = [ComputeTask(function=square, args=(number,)) for number in range(3)]
+            async with Session([new()], work_dir=tmp_path) as third:
+                for session, task in zip((first, second, third), tasks, strict=True):
+                    await session.submit_tasks([task])
+                    await session.wait_tasks([task], timeout=100)
+                assert losing._batch._host is idle._batch._host is not spoiled
+        return tasks
+
+    tasks = asyncio.run(main())
+    assert [task.return_value for task in tasks] == [0, 1, 4]

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from .deaths import KILL_DEADLINE, deaths_anywhere, deaths_here, end_process
 from .far_batch import host
 from .local import end, wait_for_end
-from .messages import PUT_DEADLINE, WAIT_SECONDS, Joiner, Kind, Message, destroy, new_queue, received, send
+from .messages import PUT_DEADLINE, WAIT_SECONDS, Joiner, Kind, Message, destroy, let_be, new_queue, received, send
 from .runtime import DragonRuntime
 from .units import Place
 
@@ -27,6 +27,9 @@ LEAVE_DEADLINE: Final = 20.0
 UNBORN_DEADLINE: Final = 60.0
 #: Seconds that `close` takes at most, which kills what does not leave.
 CLOSE_DEADLINE: Final = UNBORN_DEADLINE + KILL_DEADLINE + 5.0
+
+
+_UNKNOWN: Final = -1  # the number of a worker of which nothing else is known
 
 
 class Client(Protocol):
@@ -80,6 +83,8 @@ class BatchHost:
         self._here = here
         self._log = log
         self._clients: list[Client] = []
+        self._stuck: set[Client] = set()  # those that expect nothing of it any more
+        self._ended = threading.Event()
         self._up = threading.Event()
         self._problem: str | None = None
         self._inbox: Any = None
@@ -154,6 +159,20 @@ class BatchHost:
             for key in [key for key, host in _open.items() if host is self]:
                 del _open[key]
 
+    def note_stuck(self, client: Client, is_stuck: bool) -> bool:
+        """Take note of whether a backend expects nothing of it any more. Returns whether none that shares it does."""
+        with _lock:
+            if is_stuck:
+                self._stuck.add(client)
+            else:
+                self._stuck.discard(client)
+            return self._stuck.issuperset(self._clients)
+
+    def wait_until_ended(self, is_over: Callable[[], bool]) -> None:
+        """Wait until the last of those that shared it has left and ended it, or that is no longer of interest."""
+        while not self._ended.wait(WAIT_SECONDS) and not is_over() and not self._is_gone():
+            pass
+
     def leave(self, client: Client) -> str | None:
         """Use it no more; the last one ends it, and what runs on it. Bounded in time.
 
@@ -167,7 +186,9 @@ class BatchHost:
         try:
             return self._close()
         finally:
+            let_be(*(answers for answers, _ in self._answers.values()))  # their workers have made them, and are gone
             self._scratch.cleanup()
+            self._ended.set()
 
     def end_worker(self, number: int) -> None:
         """Kill a worker, which does not stop what it runs."""
@@ -186,9 +207,13 @@ class BatchHost:
         deadline = LEAVE_DEADLINE if self._up.is_set() else UNBORN_DEADLINE
         self._problem = self._problem or "it is being closed"
         self._up.set()
-        if self._is_gone() or self._process is None:
+        if self._is_gone():
+            let_be(self._inbox, self._outbox)
+            return None
+        if self._process is None:
             return None
         if self._dead:  # it may hold a lock of the queues for good
+            let_be(self._inbox, self._outbox)
             self._end_workers()
             return None
         try:
@@ -201,6 +226,7 @@ class BatchHost:
         if time.monotonic() - start > patience:
             self._end_workers()
         if self._is_gone():
+            let_be(self._inbox, self._outbox)
             return problem
         try:
             send(self._outbox, 0, 0, Kind.STOP, timeout=1.0)
@@ -263,12 +289,20 @@ class BatchHost:
                     self._problem = bytes(data).decode() or None
                     self._up.set()
                 elif kind is Kind.WORKER:
-                    self.worker_of(bytes(data))
+                    self._meet(bytes(data))
+                elif kind is Kind.GONE:
+                    self.spoil(unit)
                 else:
                     self._give(unit, kind, data)
         except Exception as error:
             if not self._closing and not self._is_gone():
                 self._lose(f"what Batch reports can no longer be read: {type(error).__name__}: {error}")
+
+    def _meet(self, claim: bytes) -> None:
+        try:
+            self.worker_of(claim)
+        except Exception:  # it has died, and its queue with it
+            self.spoil()
 
     def _give(self, unit: int, kind: Kind, data: Message) -> None:
         """Give a message to all, to who holds the unit, or else to anybody, who sees that nobody holds it."""
@@ -277,6 +311,11 @@ class BatchHost:
             clients = tuple(client for client in clients if client.holds(unit)) or clients[:1]
         for client in clients:
             client.take(self, unit, kind, data)
+
+    def spoil(self, worker: int = _UNKNOWN) -> None:
+        """Tell all that a worker has died; of those that read messages, which have read its last one."""
+        self.retire()
+        self._give(worker, Kind.GONE, b"")
 
     def _lose(self, why: str) -> None:
         self.retire()
@@ -307,6 +346,7 @@ class BatchHost:
         try:
             for place, _ in waits:
                 place.process, place.pid = None, 0
+                self.retire()  # who comes later would not be told
                 send(self._outbox, 0, place.number, Kind.GONE, timeout=PUT_DEADLINE)
         except Exception as error:
             if not self._closing and not self._is_gone():

@@ -42,7 +42,7 @@ from .batchhost import CLOSE_DEADLINE, BatchHost, share
 from .batchunit import Run
 from .far import name_task
 from .messages import WAIT_SECONDS, Kind, Message, send
-from .programs import marker_of, processes_of, signal_task, stop_task, wait_for_none
+from .programs import MARKER, marked_tasks, marker_of, signal_task, stop_task, wait_for_none
 from .runtime import DragonRuntime
 
 #: Seconds for which a cancel waits for Batch to have stopped a task.
@@ -53,9 +53,12 @@ AGREED_SECONDS: Final = 1.0
 LEAVE_SECONDS: Final = 2.0
 #: Seconds between two looks at whether programs have begun, and whether a spoiled Batch is idle.
 LOOK_SECONDS: Final = 0.5
-#: Seconds after which a spoiled Batch that runs nothing is taken to have no room for what it holds, and not to know the
-#: end of what it has run.
+#: Seconds after which a spoiled Batch that runs nothing is taken to have no room for what it holds.
 STUCK_SECONDS: Final = 5.0
+#: Seconds after which a spoiled Batch is taken not to know the end of what has run, and has no process any more;
+SILENT_SECONDS: Final = 20.0
+#: and where it was stopped.
+STOPPED_SECONDS: Final = 1.0
 
 
 class BatchRuns:
@@ -104,6 +107,7 @@ class BatchRuns:
         self._held: list[Run] = []  # units for the Batch that takes the place of a spoiled one
         self._spoiled = False
         self._idle_since: float | None = None  # the spoiled one
+        self._looked_at = 0.0  # at the spoiled one, on the monotonic clock
         self._closing = False
 
     # -- the life of Batch -------------------------------------------------------------------------------------------
@@ -202,11 +206,15 @@ class BatchRuns:
         """Take one task for Batch; a thread hands it on, after starting Batch where it is the first."""
         run = Run(batch)
         self._runs[run.number] = run
+        self._order(partial(self._launch, run))
+
+    def _order(self, order: Callable[[], None]) -> None:
+        """Have the feeding thread do something, which starts with the first order."""
         with self._lock:
-            if self._feeder is None:
+            if self._feeder is None and not self._closing:
                 self._feeder = threading.Thread(target=self._feed, name="rhapsody-dragon-feed", daemon=True)
                 self._feeder.start()
-        self._orders.put(partial(self._launch, run))
+        self._orders.put(order)
 
     def _feed(self) -> None:
         """Serve orders, and look after what tells of itself to nobody."""
@@ -214,8 +222,9 @@ class BatchRuns:
             while (order := self._next_order()) is not None:
                 order()
                 self._look_for_begun()
-                if self._spoiled:
+                if self._spoiled and time.monotonic() - self._looked_at >= LOOK_SECONDS:
                     self._renew()
+                    self._looked_at = time.monotonic()
         except Exception as error:
             if not self._is_gone():
                 self.lose(f"nothing more can be handed to Batch: {type(error).__name__}: {error}")
@@ -270,9 +279,10 @@ class BatchRuns:
         if host is None or unit not in self._runs:  # it has ended meanwhile
             return
         try:
-            if self._spoiled and self._here and run.program is not None:  # Batch may have lost who waits for it
-                threading.Thread(target=self._stop_here, args=(run.program.marker,), daemon=True).start()
-            elif run.answers is not None and run.task.function is None:
+            if self._spoiled and self._here and run.has_processes:  # Batch may have lost who waits for it
+                marker = marker_of(self._context.session, run.task.uid)
+                threading.Thread(target=self._stop_here, args=(marker,), daemon=True).start()
+            if run.answers is not None and run.task.function is None:
                 name = name_task(self._context.session, run.task.uid)
                 send(run.answers, 0, unit, Kind.TERMINATE, name, timeout=1.0)
             else:
@@ -309,7 +319,7 @@ class BatchRuns:
         elif kind is Kind.GONE:
             for run in [run for run in list(self._runs.values()) if run.worker == unit]:
                 self._fail(run, WorkerLostError(f"task {run.task.uid}: the worker of Dragon's Batch that ran it died"))
-            self._orders.put(self._spoil)
+            self._order(self._spoil)
 
     def _answer(self, host: BatchHost, unit: int, claim: bytes) -> None:
         """Let a worker begin a unit, unless it is no longer wanted. A process of a unit's own has begun it."""
@@ -322,12 +332,13 @@ class BatchRuns:
         except Exception as error:  # the worker has died with its queue
             if run is not None:
                 self._end(run, "failed", f"it cannot be answered: {type(error).__name__}: {error}")
-            self._orders.put(self._spoil)
+            host.spoil()
 
     def _begin(self, run: Run, worker: int | None = None, answers: Any = None) -> bool:
         """Report that a unit runs; False if it has ended, or was canceled or recalled before."""
         with self._deciding:
             if run.number not in self._runs or run.sent_at is None:
+                run.has_escaped = worker is None  # it does not ask
                 return False
             run.begun_at, run.worker, run.answers = time.time(), worker, answers
             self._context.events.put([Started(run.task.uid, run.begun_at)])
@@ -365,28 +376,38 @@ class BatchRuns:
         )
         with self._deciding:
             self._hold([run for run in self._there() if run.can_be_withdrawn])
+        for run in self._there():
+            if run.canceled:  # before it was known that nobody may wait for it
+                self._stop(run)
 
     def _renew(self) -> None:
         """Put another Batch in the place of a spoiled one that is idle, and send it what was held."""
         self._end_unwatched()
+        host = self._host
         with self._deciding:
             there = self._there()
-            if self._closing or any(run.begun_at is not None for run in there):
+            if any(run.begun_at is not None for run in there):
                 self._idle_since = None
-                return
-            self._idle_since = self._idle_since or time.monotonic()
-            if there and time.monotonic() - self._idle_since < STUCK_SECONDS:
+            elif self._idle_since is None:
+                self._idle_since = time.monotonic()
+            waited = 0.0 if self._idle_since is None else time.monotonic() - self._idle_since
+            is_stuck = self._idle_since is not None and (not there or waited >= STUCK_SECONDS)
+            # Where others have something there, what waits may yet begin after it.
+            all_are = host is None or host.note_stuck(self, is_stuck)
+            if self._closing or not (is_stuck and all_are):
                 return
             self._hold(there)
         with self._lock:
-            host, self._host = self._host, None
+            self._host = None
         if host is not None and (problem := self._end_host(host)) is not None:
             self.lose(f"the process of a Batch that had lost a worker {problem}")
             return
+        if host is not None:  # two beside each other keep Dragon from answering
+            host.wait_until_ended(lambda: self._closing)
         self._spoiled = False
         held, self._held = self._held, []
         for run in held:
-            if run.program is not None and run.program.has_begun():  # while Batch was ended
+            if run.has_escaped or (run.program is not None and run.program.has_begun()):  # while Batch was ended
                 self._fail(run, WorkerLostError(f"task {run.task.uid} ended with a Batch that had lost a worker"))
             else:
                 self._launch(run)
@@ -396,15 +417,18 @@ class BatchRuns:
 
         Then the worker that has died was the one that waited for them. Processes on other nodes are not seen.
         """
-        for run in self._there() if self._here else ():
-            if run.begun_at is None or run.worker is not None:
-                continue
-            if processes_of(marker_of(self._context.session, run.task.uid)):
+        if not self._here:
+            return
+        there = marked_tasks()
+        for run in self._there():
+            if not run.has_processes or marker_of(self._context.session, run.task.uid)[MARKER] in there:
                 run.silent_since = None
                 continue
             run.silent_since = run.silent_since or time.monotonic()
-            if time.monotonic() - run.silent_since < STUCK_SECONDS:
+            if time.monotonic() - run.silent_since < (STOPPED_SECONDS if run.canceled else SILENT_SECONDS):
                 continue
+            if self._host is not None:  # it may have hidden itself, by another environment
+                self._host.send(run.number, Kind.TERMINATE)
             if run.canceled:
                 self._end(run, "canceled")
             else:

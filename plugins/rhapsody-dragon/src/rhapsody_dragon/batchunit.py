@@ -35,6 +35,7 @@ class Run:
         answers: the queue on which that worker listens.
         canceled: whether a cancel has met it.
         stopping: whether Batch has agreed to stop it.
+        has_escaped: whether it has begun after it was taken back.
         silent_since: since when, on the monotonic clock, none of its processes is there; None while one is.
     """
 
@@ -50,6 +51,7 @@ class Run:
         self.answers: Any = None
         self.canceled = False
         self.stopping = False
+        self.has_escaped = False
         self.silent_since: float | None = None
 
     def request(self, session: str, folder: str, scratch: Path) -> Request:
@@ -87,6 +89,11 @@ class Run:
         """Take it back from a Batch that has not begun it; it can be sent to another."""
         self.sent_at = None
         self.stopping = False
+
+    @property
+    def has_processes(self) -> bool:
+        """Whether it runs in processes of its own, which have its marker, and not in a worker of Batch."""
+        return self.begun_at is not None and self.worker is None
 
     @property
     def can_be_withdrawn(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +18,8 @@ from typing import Any, Final, NamedTuple
 DEADLINE: Final = 5.0
 #: Seconds for a thread that waits for an answer to leave, once there is something to read.
 _LEAVE_SECONDS: Final = 1.0
+#: Seconds for one that is woken to find that there is nothing to read.
+_TURN_SECONDS: Final = 0.005
 #: Where Dragon keeps the queues to and from its services.
 _QUEUES: Final = ("_GS_INPUT", "_GS_RETURN", "_LS_INPUT", "_LS_RETURN")
 _POOL: Final = "_EXTERNAL_DEFAULT_POOL"
@@ -40,46 +43,51 @@ def detach(handle: Any) -> bool:
 def let_go(handle: Any) -> None:
     """Disconnect from a runtime that is gone, or does not answer; whoever waits for its answers gets an error.
 
+    Raises nothing, since nobody could do more.
+
     Args:
         handle: what `dragon.workflows.runtime.attach` returned. It is of no use afterwards.
     """
+    from dragon.globalservices import api_setup
     from dragon.workflows import runtime
 
-    connection = _put_aside()
+    with contextlib.suppress(Exception):  # a detach that comes late may be at the same
+        handle._attached = False
+        handle._restore_pre_attach_process_state()
+    connection = _put_aside(api_setup)
+    if not _in_time(lambda: _close(connection)):
+        _left.append(connection)
+        api_setup._GS_SEND_LOCK, api_setup._GS_RECV_LOCK = threading.RLock(), threading.RLock()
     runtime._lock = threading.Lock()  # a detach may hold it, for good
-    handle._attached = False
-    handle._restore_pre_attach_process_state()
     gc.enable()  # which Dragon keeps off while somebody waits
-    _in_time(lambda: _close(connection))
 
 
-def _put_aside() -> _Connection:
-    from dragon.globalservices import api_setup
-
-    connection = _Connection(
-        queues=[getattr(api_setup, name) for name in _QUEUES],
-        answers=api_setup._GS_RETURN,
-        pool=getattr(api_setup, _POOL),
-        locks=(api_setup._GS_SEND_LOCK, api_setup._GS_RECV_LOCK),
-        waiting=list(api_setup._WAKEUPS.values()),
-    )
+def _put_aside(api_setup: Any) -> _Connection:
+    """Let a request from now on find no queue, which is an error. The locks stay: who has one returns it by name."""
+    queues = [getattr(api_setup, name) for name in _QUEUES]
+    answers, pool = api_setup._GS_RETURN, getattr(api_setup, _POOL)
     for name in (*_QUEUES, _POOL, "_GS_RETURN_CUID", "_LS_RETURN_CUID"):
         setattr(api_setup, name, None)
-    api_setup._GS_SEND_LOCK, api_setup._GS_RECV_LOCK = threading.RLock(), threading.RLock()
+    waiting = list(api_setup._WAKEUPS.values())
     api_setup._WAKEUPS.clear()
     api_setup._INFRASTRUCTURE_CONNECTED = False
-    return connection
+    return _Connection(queues, answers, pool, (api_setup._GS_SEND_LOCK, api_setup._GS_RECV_LOCK), waiting)
 
 
 def _close(connection: _Connection) -> None:
-    """Have all threads leave a connection that was put aside, and close it if they do."""
-    for one in connection.waiting:  # there is no queue to read from any more
-        one.set()
+    """Have all threads leave a connection that was put aside, and close it.
+
+    Raises:
+        TimeoutError: one of them stays.
+    """
     if not _is_free(connection.locks, 0.0):
         connection.answers.put(_unreadable(), timeout=_LEAVE_SECONDS)
         if not _is_free(connection.locks, _LEAVE_SECONDS):
-            _left.append(connection)
-            return
+            raise TimeoutError
+    for _ in connection.waiting:  # one leaves each time; the others may find that it is not their turn, and wait again
+        for one in connection.waiting:
+            one.set()
+        time.sleep(_TURN_SECONDS)
     for queue in connection.queues:
         queue.close()
     connection.pool.detach()

@@ -23,6 +23,9 @@ POLL_SECONDS: Final = 1.0
 TERMINATE_SECONDS: Final = 15.0
 #: Seconds for the result of a task that has ended to arrive.
 RESULT_SECONDS: Final = 4.0
+#: The unit that stands for the introduction of a worker, and how many there are for each worker at most.
+INTRODUCTION: Final = 0
+INTRODUCTIONS: Final = 4
 
 
 class Request(NamedTuple):
@@ -64,11 +67,11 @@ def host(
         send(outbox, 0, 0, Kind.STARTED, f"{type(error).__name__}: {error}".encode())
         return
     send(outbox, 0, 0, Kind.STARTED)
-    _Host(batch, outbox, path).serve(inbox, workers)
+    _Host(batch, outbox, path, workers).serve(inbox)
 
 
 class _Host:
-    def __init__(self, batch: Any, outbox: Any, path: Sequence[str]) -> None:
+    def __init__(self, batch: Any, outbox: Any, path: Sequence[str], workers: int) -> None:
         self._batch = batch
         self._outbox = outbox
         self._path = path
@@ -77,11 +80,11 @@ class _Host:
         self._units: dict[int, Any] = {}
         self._early: set[str] = set()  # completed before they were recorded
         self._leaving = False
+        self._workers, self._known, self._introductions = workers, set[int](), INTRODUCTIONS * workers
 
-    def serve(self, inbox: Any, workers: int) -> None:
-        for _ in range(workers):
-            task = self._batch.function(introduce, self._outbox)
-            self._tasks[task.uid] = (0, task)
+    def serve(self, inbox: Any) -> None:
+        for _ in range(self._workers):
+            self._introduce()
         poller = threading.Thread(target=self._poll, name="rhapsody-poll", daemon=True)
         poller.start()
         for _, unit, kind, data in received(inbox, Joiner()):
@@ -91,6 +94,21 @@ class _Host:
                 threading.Thread(target=self._cancel, args=(unit,), daemon=True).start()
         self._leaving = True
         self._batch.terminate(timeout=TERMINATE_SECONDS)
+
+    def _introduce(self) -> None:
+        self._introductions -= 1
+        task = self._batch.function(introduce, self._outbox)
+        with self._lock:
+            self._tasks[task.uid] = (INTRODUCTION, task)
+
+    def _introduced(self, task: Any) -> None:
+        """Ask once more where it was one that is known, and somebody is not."""
+        try:
+            self._known.add(task.get(timeout=RESULT_SECONDS))
+        except Exception:  # the worker has died meanwhile
+            pass
+        if len(self._known) < self._workers and self._introductions > 0:
+            self._introduce()
 
     def _submit(self, unit: int, request: Message) -> None:
         try:
@@ -145,7 +163,10 @@ class _Host:
                 if found is None:
                     self._early.add(uid)
                     continue
-            self._ended(*found)
+            if found[0] == INTRODUCTION:
+                self._introduced(found[1])
+            else:
+                self._ended(*found)
 
     def _ended(self, unit: int, task: Any) -> None:
         from dragon.workflows.batch import TaskCancelledError

@@ -24,12 +24,16 @@ INTRODUCTION_SECONDS: Final = 0.1
 _answers: Final[list[tuple[Any, bytes]]] = []
 
 
-def introduce(outbox: Any) -> None:
-    """Say that this worker of Batch is there, so that its death is noticed also where it runs no function."""
+def introduce(outbox: Any) -> int:
+    """Say that this worker of Batch is there, so that its death is noticed also where it runs no function.
+
+    Returns by what Dragon knows it.
+    """
     known = _answers.pop() if _answers else _new_answers()
     send(outbox, 0, 0, Kind.WORKER, known[1])
     _answers.append(known)
     time.sleep(INTRODUCTION_SECONDS)
+    return _who()
 
 
 def run_wanted(unit: int, payload: bytes, outbox: Any, is_program: bool) -> None:
@@ -69,10 +73,14 @@ def _run(unit: int, payload: bytes, outbox: Any) -> None:
 
 
 def _new_answers() -> tuple[Any, bytes]:
+    answers = new_queue(8)
+    return answers, pickle.dumps((answers, _who(), os.getpid(), os.getppid()))
+
+
+def _who() -> int:
     from dragon.infrastructure.parameters import this_process
 
-    answers = new_queue(8)
-    return answers, pickle.dumps((answers, this_process.my_puid, os.getpid(), os.getppid()))
+    return int(this_process.my_puid)
 
 
 def _answer(answers: Any, unit: int) -> Kind:

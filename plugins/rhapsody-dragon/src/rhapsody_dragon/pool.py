@@ -40,7 +40,7 @@ from rhapsody.plugin import (
 
 from .deaths import deaths_anywhere, deaths_here, end_process
 from .far import work
-from .messages import PUT_DEADLINE, WAIT_SECONDS, Joiner, Kind, Message, destroy, new_queue, received, send
+from .messages import PUT_DEADLINE, WAIT_SECONDS, Joiner, Kind, Message, destroy, let_be, new_queue, received, send
 from .runtime import DragonRuntime
 from .stopping import STUBBORN, Outgoing, Stopping
 from .units import Place, Progress, Unit
@@ -184,9 +184,10 @@ class WorkerGroup:
                 problem = end_process(place.process, place.pid if self._here else 0, until - time.monotonic())
                 problems += [f"worker {place.number} {problem}"] if problem else []
             problems += self._stop_threads()
-            for place in self._places:
-                destroy(place.inbox, place.control)
-            destroy(self._outbox)
+        put_away = let_be if self._is_gone() else destroy
+        for place in self._places:
+            put_away(place.inbox, place.control)
+        put_away(self._outbox)
         self._progress.close()
         if problems:
             raise BackendShutdownError(f"backend {self.name!r}: {'; '.join(problems)}")

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -131,16 +131,27 @@ def marker_of(session: str, uid: str) -> dict[str, str]:
 
 def processes_of(marker: dict[str, str]) -> list[int]:
     """The processes of a task on this node: those that it started, and whatever they started."""
-    wanted = f"{MARKER}={marker[MARKER]}".encode()
-    found = []
+    return [pid for pid, task in _marked() if task == marker[MARKER]]
+
+
+def marked_tasks() -> set[str]:
+    """The tasks that have processes on this node, as their markers name them."""
+    return {task for _, task in _marked()}
+
+
+def _marked() -> Iterator[tuple[int, str]]:
+    """Yield the processes of this node that have a marker, and what it says."""
+    start = f"{MARKER}=".encode()
     for entry in os.listdir("/proc"):  # noqa: PTH208 - names are what is wanted
         if entry.isdigit():
             try:
-                if wanted in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry))
+                variables = Path("/proc", entry, "environ").read_bytes().split(b"\0")
             except OSError:  # it has ended, or is another user's
                 continue
-    return found
+            for variable in variables:
+                if variable.startswith(start):
+                    yield int(entry), variable[len(start) :].decode(errors="replace")
+                    break
 
 
 def root_of(marker: dict[str, str]) -> int | None:
