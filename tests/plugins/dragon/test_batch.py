@@ -124,10 +124,11 @@ def test_after_the_death_of_a_worker_of_batch_its_task_has_failed_and_all_others
     assert program.stdout == "hi\n"
 
 
-def test_a_program_whose_batch_worker_died_ends_with_its_processes_and_others_go_on(tmp_path: Path) -> None:
-    single = {"process_template": {}}
+def test_a_job_whose_batch_worker_died_ends_with_its_processes_and_others_go_on(tmp_path: Path) -> None:
+    single, job = {"process_template": {}}, {"process_templates": [(1, {})], "pmi": None}
     ending, asleep = (
-        ComputeTask(executable="sleep", arguments=[seconds], backend_options=single) for seconds in (5, 300)
+        ComputeTask(executable="sleep", arguments=[seconds], backend_options=options)
+        for seconds, options in ((5, job), (300, single))
     )
 
     async def lose_worker_while(running: ComputeTask, session: Session, backend: DragonExecutionBackendV3) -> None:

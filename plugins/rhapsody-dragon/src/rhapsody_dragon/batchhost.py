@@ -179,6 +179,8 @@ class BatchHost:
         Returns what went wrong, if anything.
         """
         with _lock:
+            if client not in self._clients:  # it has left already
+                return None
             self._clients.remove(client)
             if self._clients:
                 return None
@@ -186,9 +188,9 @@ class BatchHost:
         try:
             return self._close()
         finally:
-            let_be(*(answers for answers, _ in self._answers.values()))  # their workers have made them, and are gone
-            self._scratch.cleanup()
             self._ended.set()
+            let_be(*(answers for answers, _ in list(self._answers.values())))  # their makers, its workers, are gone
+            self._scratch.cleanup()
 
     def end_worker(self, number: int) -> None:
         """Kill a worker, which does not stop what it runs."""
@@ -234,7 +236,7 @@ class BatchHost:
             problem = problem or f"left a queue that cannot be closed: {type(error).__name__}: {error}"
         for thread in self._threads:
             thread.join(WAIT_SECONDS + 1.0)
-        destroy(self._inbox, self._outbox)  # the workers' own queues go with the workers: Dragon counts who holds them
+        destroy(self._inbox, self._outbox)  # the workers' own go with the workers
         return problem
 
     def _end_workers(self) -> None:

@@ -109,6 +109,7 @@ class BatchRuns:
         self._idle_since: float | None = None  # the spoiled one
         self._looked_at = 0.0  # at the spoiled one, on the monotonic clock
         self._closing = False
+        self._is_lost = False
 
     # -- the life of Batch -------------------------------------------------------------------------------------------
 
@@ -197,6 +198,8 @@ class BatchRuns:
 
     def lose(self, why: str) -> None:
         """Tell the session that Batch can no longer be used."""
+        self._is_lost = True
+        self._orders.put(lambda: None)  # for the feeding thread to see it
         error = BackendLostError(f"backend {self._context.backend!r}: {why}")
         self._context.events.put([BackendLost(error)])
 
@@ -219,7 +222,7 @@ class BatchRuns:
     def _feed(self) -> None:
         """Serve orders, and look after what tells of itself to nobody."""
         try:
-            while (order := self._next_order()) is not None:
+            while not self._is_lost and (order := self._next_order()) is not None:
                 order()
                 self._look_for_begun()
                 if self._spoiled and time.monotonic() - self._looked_at >= LOOK_SECONDS:
@@ -228,6 +231,8 @@ class BatchRuns:
         except Exception as error:
             if not self._is_gone():
                 self.lose(f"nothing more can be handed to Batch: {type(error).__name__}: {error}")
+        if self._is_lost and self._host is not None:  # others may share it, and go on without this
+            self._end_host(self._host)
 
     def _next_order(self) -> Callable[[], None] | None:
         """Wait for an order; where there is something to look after, for a while only."""
@@ -298,9 +303,13 @@ class BatchRuns:
 
     def take(self, host: BatchHost, unit: int, kind: Kind, data: Message) -> None:
         """Take a message in, of the thread that reads them."""
-        if host is not self._host:  # of a Batch that was replaced
+        if kind is Kind.GONE:
+            for its in [run for run in list(self._runs.values()) if run.worker == unit and host is self._host]:
+                self._fail(its, WorkerLostError(f"task {its.task.uid}: the worker of Dragon's Batch that ran it died"))
+            self._order(partial(self._spoil, host))
+        elif host is not self._host:  # of a Batch that was replaced
             return
-        if kind is Kind.CLAIM:
+        elif kind is Kind.CLAIM:
             self._answer(host, unit, bytes(data))
         elif kind is Kind.FRAME:
             if (run := self._runs.pop(unit, None)) is not None:
@@ -309,6 +318,7 @@ class BatchRuns:
             how, value = pickle.loads(data)
             run = self._runs.get(unit)
             if how == "lost":
+                host.retire()
                 self.lose(f"Batch can no longer be polled: {value}")
             elif run is not None and how == "stopping":
                 run.stopping = True
@@ -316,10 +326,6 @@ class BatchRuns:
                 self._end(run, how, value)
                 if run.program is not None and self._here:
                     signal_task(run.program.marker, signal.SIGKILL)  # what it left in the background
-        elif kind is Kind.GONE:
-            for run in [run for run in list(self._runs.values()) if run.worker == unit]:
-                self._fail(run, WorkerLostError(f"task {run.task.uid}: the worker of Dragon's Batch that ran it died"))
-            self._order(self._spoil)
 
     def _answer(self, host: BatchHost, unit: int, claim: bytes) -> None:
         """Let a worker begin a unit, unless it is no longer wanted. A process of a unit's own has begun it."""
@@ -338,7 +344,6 @@ class BatchRuns:
         """Report that a unit runs; False if it has ended, or was canceled or recalled before."""
         with self._deciding:
             if run.number not in self._runs or run.sent_at is None:
-                run.has_escaped = worker is None  # it does not ask
                 return False
             run.begun_at, run.worker, run.answers = time.time(), worker, answers
             self._context.events.put([Started(run.task.uid, run.begun_at)])
@@ -364,13 +369,12 @@ class BatchRuns:
 
     # -- a spoiled Batch ---------------------------------------------------------------------------------------------
 
-    def _spoil(self) -> None:
+    def _spoil(self, host: BatchHost) -> None:
         """Let nothing more begin on a Batch that has lost a worker."""
-        if self._spoiled:
+        if self._spoiled or host is not self._host:  # it is known, or over
             return
         self._spoiled, self._idle_since = True, None
-        if self._host is not None:
-            self._host.retire()
+        host.retire()
         self._context.log.warning(
             "worker_lost", backend=self._context.backend, then="Batch is replaced once it is idle"
         )
@@ -384,6 +388,7 @@ class BatchRuns:
         """Put another Batch in the place of a spoiled one that is idle, and send it what was held."""
         self._end_unwatched()
         host = self._host
+        assert host is not None  # it is what was spoiled
         with self._deciding:
             there = self._there()
             if any(run.begun_at is not None for run in there):
@@ -393,21 +398,20 @@ class BatchRuns:
             waited = 0.0 if self._idle_since is None else time.monotonic() - self._idle_since
             is_stuck = self._idle_since is not None and (not there or waited >= STUCK_SECONDS)
             # Where others have something there, what waits may yet begin after it.
-            all_are = host is None or host.note_stuck(self, is_stuck)
+            all_are = host.note_stuck(self, is_stuck)
             if self._closing or not (is_stuck and all_are):
                 return
             self._hold(there)
         with self._lock:
             self._host = None
-        if host is not None and (problem := self._end_host(host)) is not None:
+        if (problem := self._end_host(host)) is not None:
             self.lose(f"the process of a Batch that had lost a worker {problem}")
             return
-        if host is not None:  # two beside each other keep Dragon from answering
-            host.wait_until_ended(lambda: self._closing)
+        host.wait_until_ended(lambda: self._closing)  # two beside each other keep Dragon from answering
         self._spoiled = False
         held, self._held = self._held, []
         for run in held:
-            if run.has_escaped or (run.program is not None and run.program.has_begun()):  # while Batch was ended
+            if run.has_left_a_sign():  # it began while Batch was ended
                 self._fail(run, WorkerLostError(f"task {run.task.uid} ended with a Batch that had lost a worker"))
             else:
                 self._launch(run)
@@ -427,8 +431,7 @@ class BatchRuns:
             run.silent_since = run.silent_since or time.monotonic()
             if time.monotonic() - run.silent_since < (STOPPED_SECONDS if run.canceled else SILENT_SECONDS):
                 continue
-            if self._host is not None:  # it may have hidden itself, by another environment
-                self._host.send(run.number, Kind.TERMINATE)
+            self._stop(run)  # it may have hidden itself, by another environment
             if run.canceled:
                 self._end(run, "canceled")
             else:

@@ -35,7 +35,7 @@ class Run:
         answers: the queue on which that worker listens.
         canceled: whether a cancel has met it.
         stopping: whether Batch has agreed to stop it.
-        has_escaped: whether it has begun after it was taken back.
+        sign: a file that it makes when it begins, where it is a function in a process of its own.
         silent_since: since when, on the monotonic clock, none of its processes is there; None while one is.
     """
 
@@ -51,7 +51,7 @@ class Run:
         self.answers: Any = None
         self.canceled = False
         self.stopping = False
-        self.has_escaped = False
+        self.sign: Path | None = None
         self.silent_since: float | None = None
 
     def request(self, session: str, folder: str, scratch: Path) -> Request:
@@ -77,7 +77,8 @@ class Run:
                 keywords.setdefault("cwd", folder)
                 marker = marker_of(session, task.uid)
                 keywords["env"] = {**os.environ, **(keywords.get("env") or {}), **marker}
-                return Request("process", payload, [(1, "", (), keywords)], timeout)
+                self.sign = scratch / f"{self.number}.begun"
+                return Request("process", payload, [(1, "", (), keywords)], timeout, sign=str(self.sign))
             self.asks = True
             return Request("function", payload, timeout=timeout, is_program=task.function is None)
         self.program = Program(task, session, scratch)
@@ -89,6 +90,10 @@ class Run:
         """Take it back from a Batch that has not begun it; it can be sent to another."""
         self.sent_at = None
         self.stopping = False
+
+    def has_left_a_sign(self) -> bool:
+        """Whether it has begun, as its files say, where no worker of Batch runs it."""
+        return (self.sign is not None and self.sign.exists()) or (self.program is not None and self.program.has_begun())
 
     @property
     def has_processes(self) -> bool:
@@ -102,6 +107,7 @@ class Run:
 
     def judge(self, outcome: Outcome) -> Outcome:
         """Name the end of a function in which Batch raised an exception of its own to stop it."""
+        self._remove_sign()
         how = INTERRUPTIONS.get(type(outcome.exception).__name__)
         return outcome if how is None else self.outcome(how)
 
@@ -133,10 +139,15 @@ class Run:
 
     def failed(self, error: Exception) -> Outcome:
         """End it with an error, or with CANCELED if the error says so, and remove its files."""
+        self._remove_sign()
         if self.program is not None:
             self.program.remove()
         state = TaskState.CANCELED if isinstance(error, TaskCanceledError) else TaskState.FAILED
         return Outcome(self.task.uid, state, exception=error, started_at=self.begun_at, ended_at=time.time())
+
+    def _remove_sign(self) -> None:
+        if self.sign is not None:
+            self.sign.unlink(missing_ok=True)
 
     def _has_timed_out(self, value: Any) -> bool:
         """Whether Batch ended its processes for their time: it signals them, and tells of no other reason."""

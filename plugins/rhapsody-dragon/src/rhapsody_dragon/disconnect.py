@@ -58,6 +58,7 @@ def let_go(handle: Any) -> None:
     if not _in_time(lambda: _close(connection)):
         _left.append(connection)
         api_setup._GS_SEND_LOCK, api_setup._GS_RECV_LOCK = threading.RLock(), threading.RLock()
+        _wake(connection.waiting)
     runtime._lock = threading.Lock()  # a detach may hold it, for good
     gc.enable()  # which Dragon keeps off while somebody waits
 
@@ -84,13 +85,18 @@ def _close(connection: _Connection) -> None:
         connection.answers.put(_unreadable(), timeout=_LEAVE_SECONDS)
         if not _is_free(connection.locks, _LEAVE_SECONDS):
             raise TimeoutError
-    for _ in connection.waiting:  # one leaves each time; the others may find that it is not their turn, and wait again
-        for one in connection.waiting:
-            one.set()
-        time.sleep(_TURN_SECONDS)
+    _wake(connection.waiting)
     for queue in connection.queues:
         queue.close()
     connection.pool.detach()
+
+
+def _wake(waiting: Sequence[threading.Event]) -> None:
+    """Wake those who wait for their turn to read: they find no queue, which is an error."""
+    for _ in waiting:  # one leaves each time; the others may find that it is not their turn, and wait again
+        for one in waiting:
+            one.set()
+        time.sleep(_TURN_SECONDS)
 
 
 def _is_free(locks: Sequence[Any], seconds: float) -> bool:

@@ -26,6 +26,8 @@ RESULT_SECONDS: Final = 4.0
 #: The unit that stands for the introduction of a worker, and how many there are for each worker at most.
 INTRODUCTION: Final = 0
 INTRODUCTIONS: Final = 4
+#: Seconds for which the first units wait for the workers to introduce themselves.
+INTRODUCTION_SECONDS: Final = 10.0
 
 
 class Request(NamedTuple):
@@ -38,6 +40,7 @@ class Request(NamedTuple):
         timeout: seconds; None for no limit.
         pmi: how ranks find each other; None for not at all.
         is_program: whether a payload that a worker runs is of an executable.
+        sign: a file for a process that runs a payload to make when it begins.
     """
 
     kind: str
@@ -46,6 +49,7 @@ class Request(NamedTuple):
     timeout: float | None = None
     pmi: str | None = None
     is_program: bool = False
+    sign: str = ""
 
 
 def host(
@@ -81,12 +85,14 @@ class _Host:
         self._early: set[str] = set()  # completed before they were recorded
         self._leaving = False
         self._workers, self._known, self._introductions = workers, set[int](), INTRODUCTIONS * workers
+        self._all_known = threading.Event()
 
     def serve(self, inbox: Any) -> None:
         for _ in range(self._workers):
             self._introduce()
         poller = threading.Thread(target=self._poll, name="rhapsody-poll", daemon=True)
         poller.start()
+        self._all_known.wait(INTRODUCTION_SECONDS)  # a job would come first, and its worker stay unknown meanwhile
         for _, unit, kind, data in received(inbox, Joiner()):
             if kind is Kind.RUN:
                 self._submit(unit, data)
@@ -105,10 +111,12 @@ class _Host:
         """Ask once more where it was one that is known, and somebody is not."""
         try:
             self._known.add(task.get(timeout=RESULT_SECONDS))
+            if len(self._known) < self._workers and self._introductions > 0:
+                self._introduce()
         except Exception:  # the worker has died meanwhile
             pass
-        if len(self._known) < self._workers and self._introductions > 0:
-            self._introduce()
+        if len(self._known) >= self._workers:
+            self._all_known.set()
 
     def _submit(self, unit: int, request: Message) -> None:
         try:
@@ -137,9 +145,8 @@ class _Host:
         templates = []
         for count, target, args, keywords in request.plan:
             if request.payload:
-                template = ProcessTemplate(
-                    target=run_alone, args=(unit, request.payload, self._outbox, self._path), **keywords
-                )
+                told = (unit, request.payload, self._outbox, self._path, request.sign)
+                template = ProcessTemplate(target=run_alone, args=told, **keywords)
             else:
                 template = ProcessTemplate(target=target, args=list(args), **keywords)
             templates.append((count, template))

@@ -11,6 +11,7 @@ import pickle
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from rhapsody import worker
@@ -19,7 +20,7 @@ from .far import extend_path, stop_task
 from .messages import HEAD, Kind, new_queue, send
 
 #: Seconds for which a worker that has introduced itself stays busy, so that the next one introduces another.
-INTRODUCTION_SECONDS: Final = 0.1
+BUSY_SECONDS: Final = 0.1
 #: Queues of this process on which units were answered, and the claims that name them; free for the next unit.
 _answers: Final[list[tuple[Any, bytes]]] = []
 
@@ -32,7 +33,7 @@ def introduce(outbox: Any) -> int:
     known = _answers.pop() if _answers else _new_answers()
     send(outbox, 0, 0, Kind.WORKER, known[1])
     _answers.append(known)
-    time.sleep(INTRODUCTION_SECONDS)
+    time.sleep(BUSY_SECONDS)
     return _who()
 
 
@@ -59,9 +60,18 @@ def run_wanted(unit: int, payload: bytes, outbox: Any, is_program: bool) -> None
     _answers.append((answers, claim))
 
 
-def run_alone(unit: int, payload: bytes, outbox: Any, path: Sequence[str]) -> None:
-    """Say that one unit begins, run it and report its frames; the body of a process of its own."""
+def run_alone(unit: int, payload: bytes, outbox: Any, path: Sequence[str], sign: str) -> None:
+    """Say that one unit begins, run it and report its frames; the body of a process of its own.
+
+    Args:
+        unit: its number.
+        payload: the encoded batch.
+        outbox: where frames go.
+        path: the user's sys.path.
+        sign: a file that says so too, to who may no longer read what is sent.
+    """
     extend_path(path)
+    Path(sign).touch()
     send(outbox, 0, unit, Kind.CLAIM)
     _run(unit, payload, outbox)
 
