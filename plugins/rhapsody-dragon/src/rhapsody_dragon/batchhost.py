@@ -27,9 +27,8 @@ LEAVE_DEADLINE: Final = 20.0
 UNBORN_DEADLINE: Final = 60.0
 #: Seconds that `close` takes at most, which kills what does not leave.
 CLOSE_DEADLINE: Final = UNBORN_DEADLINE + KILL_DEADLINE + 5.0
-
-
-_UNKNOWN: Final = -1  # the number of a worker of which nothing else is known
+#: The number of a worker of which nothing else is known.
+_UNKNOWN: Final = -1
 
 
 class Client(Protocol):
@@ -189,7 +188,8 @@ class BatchHost:
             return self._close()
         finally:
             self._ended.set()
-            let_be(*(answers for answers, _ in list(self._answers.values())))  # their makers, its workers, are gone
+            # What was not destroyed is of a runtime, a process or workers that are gone.
+            let_be(self._inbox, self._outbox, *(answers for answers, _ in list(self._answers.values())))
             self._scratch.cleanup()
 
     def end_worker(self, number: int) -> None:
@@ -209,13 +209,9 @@ class BatchHost:
         deadline = LEAVE_DEADLINE if self._up.is_set() else UNBORN_DEADLINE
         self._problem = self._problem or "it is being closed"
         self._up.set()
-        if self._is_gone():
-            let_be(self._inbox, self._outbox)
-            return None
-        if self._process is None:
+        if self._is_gone() or self._process is None:
             return None
         if self._dead:  # it may hold a lock of the queues for good
-            let_be(self._inbox, self._outbox)
             self._end_workers()
             return None
         try:
@@ -228,7 +224,6 @@ class BatchHost:
         if time.monotonic() - start > patience:
             self._end_workers()
         if self._is_gone():
-            let_be(self._inbox, self._outbox)
             return problem
         try:
             send(self._outbox, 0, 0, Kind.STOP, timeout=1.0)

@@ -175,7 +175,7 @@ class BatchRuns:
             for run in list(self._runs.values()):
                 # The process of a function is one of Dragon's own, which must not be killed while it starts.
                 if run.task.function is None or run.begun_at is not None:
-                    signal_task(marker_of(self._context.session, run.task.uid), signal.SIGKILL)
+                    signal_task(self._marker(run), signal.SIGKILL)
         if host.is_shared() and not self._is_gone():
             self._end_units(host)
         return host.leave(self)
@@ -285,8 +285,7 @@ class BatchRuns:
             return
         try:
             if self._spoiled and self._here and run.has_processes:  # Batch may have lost who waits for it
-                marker = marker_of(self._context.session, run.task.uid)
-                threading.Thread(target=self._stop_here, args=(marker,), daemon=True).start()
+                threading.Thread(target=self._stop_here, args=(self._marker(run),), daemon=True).start()
             if run.answers is not None and run.task.function is None:
                 name = name_task(self._context.session, run.task.uid)
                 send(run.answers, 0, unit, Kind.TERMINATE, name, timeout=1.0)
@@ -374,7 +373,6 @@ class BatchRuns:
         if self._spoiled or host is not self._host:  # it is known, or over
             return
         self._spoiled, self._idle_since = True, None
-        host.retire()
         self._context.log.warning(
             "worker_lost", backend=self._context.backend, then="Batch is replaced once it is idle"
         )
@@ -395,8 +393,9 @@ class BatchRuns:
                 self._idle_since = None
             elif self._idle_since is None:
                 self._idle_since = time.monotonic()
-            waited = 0.0 if self._idle_since is None else time.monotonic() - self._idle_since
-            is_stuck = self._idle_since is not None and (not there or waited >= STUCK_SECONDS)
+            is_stuck = self._idle_since is not None and (
+                not there or time.monotonic() - self._idle_since >= STUCK_SECONDS
+            )
             # Where others have something there, what waits may yet begin after it.
             all_are = host.note_stuck(self, is_stuck)
             if self._closing or not (is_stuck and all_are):
@@ -425,7 +424,7 @@ class BatchRuns:
             return
         there = marked_tasks()
         for run in self._there():
-            if not run.has_processes or marker_of(self._context.session, run.task.uid)[MARKER] in there:
+            if not run.has_processes or self._marker(run)[MARKER] in there:
                 run.silent_since = None
                 continue
             run.silent_since = run.silent_since or time.monotonic()
@@ -437,6 +436,9 @@ class BatchRuns:
             else:
                 what = f"task {run.task.uid}: the worker of Dragon's Batch that waited for its end died"
                 self._fail(run, WorkerLostError(f"{what}; how it ended is unknown"))
+
+    def _marker(self, run: Run) -> dict[str, str]:
+        return marker_of(self._context.session, run.task.uid)
 
     def _there(self) -> list[Run]:
         return [run for run in list(self._runs.values()) if run.sent_at is not None]

@@ -11,7 +11,7 @@ import contextlib
 import gc
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 #: Seconds for a request that may never be answered.
@@ -21,15 +21,15 @@ _LEAVE_SECONDS: Final = 1.0
 #: Seconds for one that is woken to find that there is nothing to read.
 _TURN_SECONDS: Final = 0.005
 #: Where Dragon keeps the queues to and from its services.
-_QUEUES: Final = ("_GS_INPUT", "_GS_RETURN", "_LS_INPUT", "_LS_RETURN")
+_ANSWERS: Final = "_GS_RETURN"  # the one that is read
+_QUEUES: Final = ("_GS_INPUT", _ANSWERS, "_LS_INPUT", "_LS_RETURN")
 _POOL: Final = "_EXTERNAL_DEFAULT_POOL"
 
 _left: Final[list[_Connection]] = []  # those in which a thread waits for good, kept from being collected
 
 
 class _Connection(NamedTuple):
-    queues: Sequence[Any]
-    answers: Any  # the one of the queues that is read
+    queues: Mapping[str, Any]
     pool: Any
     locks: Sequence[Any]  # one is held by who sends, one by who reads
     waiting: Sequence[threading.Event]  # of those who wait for their turn to read
@@ -65,14 +65,14 @@ def let_go(handle: Any) -> None:
 
 def _put_aside(api_setup: Any) -> _Connection:
     """Let a request from now on find no queue, which is an error. The locks stay: who has one returns it by name."""
-    queues = [getattr(api_setup, name) for name in _QUEUES]
-    answers, pool = api_setup._GS_RETURN, getattr(api_setup, _POOL)
+    queues = {name: getattr(api_setup, name) for name in _QUEUES}
+    pool = getattr(api_setup, _POOL)
     for name in (*_QUEUES, _POOL, "_GS_RETURN_CUID", "_LS_RETURN_CUID"):
         setattr(api_setup, name, None)
     waiting = list(api_setup._WAKEUPS.values())
     api_setup._WAKEUPS.clear()
     api_setup._INFRASTRUCTURE_CONNECTED = False
-    return _Connection(queues, answers, pool, (api_setup._GS_SEND_LOCK, api_setup._GS_RECV_LOCK), waiting)
+    return _Connection(queues, pool, (api_setup._GS_SEND_LOCK, api_setup._GS_RECV_LOCK), waiting)
 
 
 def _close(connection: _Connection) -> None:
@@ -82,11 +82,11 @@ def _close(connection: _Connection) -> None:
         TimeoutError: one of them stays.
     """
     if not _is_free(connection.locks, 0.0):
-        connection.answers.put(_unreadable(), timeout=_LEAVE_SECONDS)
+        connection.queues[_ANSWERS].put(_unreadable(), timeout=_LEAVE_SECONDS)
         if not _is_free(connection.locks, _LEAVE_SECONDS):
             raise TimeoutError
     _wake(connection.waiting)
-    for queue in connection.queues:
+    for queue in connection.queues.values():
         queue.close()
     connection.pool.detach()
 

@@ -30,9 +30,9 @@ def introduce(outbox: Any) -> int:
 
     Returns by what Dragon knows it.
     """
-    known = _answers.pop() if _answers else _new_answers()
-    send(outbox, 0, 0, Kind.WORKER, known[1])
-    _answers.append(known)
+    answers, claim = _take_answers()
+    send(outbox, 0, 0, Kind.WORKER, claim)
+    _answers.append((answers, claim))
     time.sleep(BUSY_SECONDS)
     return _who()
 
@@ -46,7 +46,7 @@ def run_wanted(unit: int, payload: bytes, outbox: Any, is_program: bool) -> None
         outbox: where frames go.
         is_program: whether requests to stop it are to be served meanwhile. A function needs none: Batch interrupts it.
     """
-    answers, claim = _answers.pop() if _answers else _new_answers()
+    answers, claim = _take_answers()
     send(outbox, 0, unit, Kind.CLAIM, claim)
     if _answer(answers, unit) is Kind.RUN:
         listener = threading.Thread(target=_listen, args=(answers,), daemon=True) if is_program else None
@@ -82,7 +82,9 @@ def _run(unit: int, payload: bytes, outbox: Any) -> None:
         send(outbox, 0, unit, Kind.FRAME, rest)
 
 
-def _new_answers() -> tuple[Any, bytes]:
+def _take_answers() -> tuple[Any, bytes]:
+    if _answers:
+        return _answers.pop()
     answers = new_queue(8)
     return answers, pickle.dumps((answers, _who(), os.getpid(), os.getppid()))
 
