@@ -1,0 +1,1 @@
+"""What travels between the program and a worker: batches, frames, failures."""
