@@ -1,0 +1,1 @@
+"""What drives one backend: the backlog, batching, the life of its tasks, deadlines."""
