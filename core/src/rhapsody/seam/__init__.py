@@ -1,0 +1,1 @@
+"""Between core and a backend: capabilities, capacity, events, calls of hooks, discovery."""
