@@ -1,0 +1,1 @@
+"""What users hold and wait for: sessions, futures, streams."""
