@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..discovery import available_backends as available_backends
-    from ..discovery import get_backend as get_backend
-    from .base import ExecutionBackend as ExecutionBackend
-    from .concurrent import ConcurrentExecutionBackend as ConcurrentExecutionBackend
+    from rhapsody.backends.base import ExecutionBackend as ExecutionBackend
+    from rhapsody.backends.concurrent import ConcurrentExecutionBackend as ConcurrentExecutionBackend
+    from rhapsody.backends.lookup import get_backend as get_backend
+    from rhapsody.seam.discovery import available_backends as available_backends
 
 _FUNCTIONS = ("available_backends", "get_backend")
 
@@ -20,19 +20,25 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for."""
     if name.startswith("__"):
         raise AttributeError(name)
-    from .. import discovery
+    from rhapsody.seam import discovery
 
-    if name in _FUNCTIONS:
-        return getattr(discovery, name)
+    if name == "available_backends":
+        return discovery.available_backends
+    if name == "get_backend":
+        from rhapsody.backends.lookup import get_backend
+
+        return get_backend
     if name == "ExecutionBackend":
-        from .base import ExecutionBackend
+        from rhapsody.backends.base import ExecutionBackend
 
         return ExecutionBackend
-    return discovery.load_class(name)
+    from rhapsody.compat import OLD_PLACES, old_name
+
+    return old_name(__name__, name) if name in OLD_PLACES[__name__] else discovery.load_class(name)
 
 
 def __dir__() -> list[str]:
     """List what can be imported from here."""
-    from .. import discovery
+    from rhapsody.seam import discovery
 
     return sorted({*_FUNCTIONS, "ExecutionBackend", *discovery.class_names()})

@@ -1,21 +1,28 @@
-"""Runs units through any `concurrent.futures.Executor` of the caller's: bytes in, bytes out."""
+"""Runs batches through any `concurrent.futures.Executor` of the caller's: bytes in, bytes out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import CancelledError, Executor, Future
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 
-from .. import worker
-from ..batch import TaskBatch
-from ..context import BackendContext
-from ..errors import SubmitError, WorkerLostError
-from ..events import CancelResult, Event, Outcome, Returned
-from ..states import TaskState
-from ..task import ComputeTask
+from rhapsody import worker
+from rhapsody.errors import SubmitError, WorkerLostError
+from rhapsody.model.outcome import CancelResult, Outcome, Returned
+from rhapsody.model.states import TaskState
+from rhapsody.model.task import ComputeTask
+from rhapsody.protocol.batch import TaskBatch
+from rhapsody.seam.channel import Event
+from rhapsody.seam.context import BackendContext
+
+
+def _run_isolated(payload: bytes) -> bytes:
+    """Run a batch in a process that runs nothing beside it."""
+    worker.isolate()
+    return worker.run_batch(payload)
 
 
 class ExecutorLane:
-    """Units in the hands of an executor, which is used and never shut down.
+    """Batches that an executor holds; it is used and never shut down.
 
     Args:
         executor: anything that runs `rhapsody.worker.run_batch` where rhapsody-core is installed.
@@ -28,14 +35,15 @@ class ExecutorLane:
         self._futures: dict[int, tuple[TaskBatch, Future[bytes]]] = {}  # by batch uid
         self._canceled: set[int] = set()  # by batch uid: canceled here, and not by the owner of the executor
 
-    def submit(self, batch: TaskBatch) -> None:
-        """Hand a unit over.
+    def submit(self, batch: TaskBatch, environments: Mapping[str, Mapping[str, str]]) -> None:
+        """Hand a batch over; `environments` are variables of its tasks, by uid.
 
         Raises:
             SubmitError: the executor takes no more work.
         """
         try:
-            future = self._executor.submit(worker.run_batch, batch.encode())
+            run = _run_isolated if isinstance(self._executor, ProcessPoolExecutor) else worker.run_batch
+            future = self._executor.submit(run, batch.encode(environments))
         except RuntimeError as error:  # shut down, or broken
             raise SubmitError(
                 f"the executor given to backend {self._context.backend!r} takes no more work: {error}"
@@ -44,7 +52,7 @@ class ExecutorLane:
         future.add_done_callback(lambda done: self._ended(batch, done))
 
     def cancel(self, tasks: Sequence[ComputeTask]) -> dict[str, CancelResult]:
-        """Take back units that the executor has not started; what is left of a unit goes back to the backlog."""
+        """Take back batches that the executor has not started; what is left of a batch goes back to the backlog."""
         results = dict.fromkeys((task.uid for task in tasks), CancelResult.CANNOT_STOP)
         outcomes: list[Event] = []
         for batch, future in list(self._futures.values()):
@@ -62,7 +70,7 @@ class ExecutorLane:
             self._take_back(batch, future)
 
     def _take_back(self, batch: TaskBatch, future: Future[bytes]) -> bool:
-        """Cancel a unit that has not started; what becomes of its tasks is the caller's to report."""
+        """Cancel a batch that has not started; what becomes of its tasks is the caller's to report."""
         self._canceled.add(batch.uid)
         if future.cancel():
             return True
@@ -70,7 +78,7 @@ class ExecutorLane:
         return False
 
     def _ended(self, batch: TaskBatch, future: Future[bytes]) -> None:
-        """Report a unit's end; called in a thread of the executor's, or in whichever canceled it."""
+        """Report a batch's end; called in a thread of the executor's, or in whichever canceled it."""
         self._futures.pop(batch.uid, None)
         if future.cancelled():
             if batch.uid in self._canceled:
@@ -80,7 +88,7 @@ class ExecutorLane:
             return
         try:
             events: list[Event] = [*batch.decode(future.result())]
-        except (Exception, CancelledError) as error:  # the executor lost the unit: a broken pool, a killed worker
+        except (Exception, CancelledError) as error:  # the executor lost the batch: a broken pool, a killed worker
             events = []
             for task in batch.shipped:
                 lost = WorkerLostError(

@@ -1,0 +1,1 @@
+"""The local backend: threads, processes and executables of this machine."""

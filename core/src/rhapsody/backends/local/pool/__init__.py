@@ -1,0 +1,1 @@
+"""The process pool: worker processes that can be killed one by one."""
