@@ -1,0 +1,1 @@
+"""What a journal shows: figures, a page, and files for other tools."""

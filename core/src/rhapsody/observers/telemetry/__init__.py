@@ -1,0 +1,1 @@
+"""Telemetry of a session by OpenTelemetry: spans, metrics, events; imported once a session is asked for it."""
