@@ -11,14 +11,17 @@ from typing import Any, Final
 
 import click
 
-from .. import __version__
-from ..errors import RhapsodyError
+from rhapsody import __version__
+from rhapsody.errors import RhapsodyError
 
 # A command's name: the module of this package that has it, and the line of the help.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("demo", "Survey the Python standard library as an ensemble of tasks."),
     "backends": ("backends", "List the backends that are installed, and those that could be."),
     "bench": ("bench", "Measure what a task costs, beside the raw engine in the same run."),
+    "run": ("run", "Run a script whose sessions keep a journal, or go on with one of them."),
+    "report": ("report", "Show what happened in a session that kept a journal, as a page."),
+    "journal": ("journal", "List the journals of sessions, show one, or remove old ones."),
     "doctor": ("doctor", "Run a function and a program on each installed backend, and say what is wrong."),
     "new-backend": ("scaffold", "Write a new backend: a distribution that installs, works and passes the suite."),
 }
@@ -55,7 +58,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rhapsody")
 def group() -> None:
-    """Run ensembles of functions and programs on any execution backend."""
+    """Run ensembles of functions and executables on any execution backend."""
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from ..backends.base import ExecutionBackend
-from ..discovery import get_backend
-from ..errors import BackendConfigurationError
+from rhapsody.backends.lookup import get_backend
+from rhapsody.errors import BackendConfigurationError
+from rhapsody.seam.backend import AttachableBackend
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -23,14 +23,7 @@ def backend_arguments() -> Callable[[Function], Function]:
     """Add `--backend NAME` and `--option KEY=VALUE` to a command, as its arguments `backend` and `options`."""
 
     def add(function: Function) -> Function:
-        function = click.option(
-            "-o",
-            "--option",
-            "options",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="An argument of the backend, as JSON or as plain text: -o executor=processes -o max_workers=4.",
-        )(function)
+        function = option_argument()(function)
         return click.option(
             "-b",
             "--backend",
@@ -41,15 +34,22 @@ def backend_arguments() -> Callable[[Function], Function]:
     return add
 
 
-def build_backend(name: str, options: Iterable[str]) -> ExecutionBackend:
-    """Build a backend from the command line.
+def option_argument() -> Callable[[Function], Function]:
+    """Add `--option KEY=VALUE` to a command, as its argument `options`."""
+    return click.option(
+        "-o",
+        "--option",
+        "options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="An argument of the backend, as JSON or as plain text: -o executor=processes -o max_workers=4.",
+    )
 
-    Args:
-        name: as in `rhapsody backends`.
-        options: `KEY=VALUE`, of which the value is JSON, or else text.
+
+def read_options(options: Iterable[str]) -> dict[str, Any]:
+    """Read `KEY=VALUE`, of which the value is JSON, or else text.
 
     Raises:
-        BackendError: as `get_backend` does.
         click.BadParameter: an option without `=`.
     """
     arguments: dict[str, Any] = {}
@@ -61,6 +61,21 @@ def build_backend(name: str, options: Iterable[str]) -> ExecutionBackend:
             arguments[key] = json.loads(value)
         except ValueError:
             arguments[key] = value
+    return arguments
+
+
+def build_backend(name: str, options: Iterable[str]) -> AttachableBackend:
+    """Build a backend from the command line.
+
+    Args:
+        name: as in `rhapsody backends`.
+        options: as `read_options` takes them.
+
+    Raises:
+        BackendError: as `get_backend` does.
+        click.BadParameter: an option without `=`.
+    """
+    arguments = read_options(options)
     try:
         return get_backend(name, **arguments)
     except TypeError as error:

@@ -1,10 +1,11 @@
 """What `rhapsody doctor` runs for each backend, in a process of its own: `python -m rhapsody.cli._examine`.
 
 A backend that hangs, exits, or takes the whole process down is then a line in the report. What happens is written to
-a file as it happens, one JSON object a line, so that the last line tells where it ended:
+a file as it happens, one JSON object a line, so that the last line shows where it ended:
 
     {"stage": "start"}                                      a stage begins
     {"stage": "start", "seconds": 0.01}                     it went well
+    {"stage": "start", "waits": "..."}                      it takes long, and what it waits for
     {"stage": "start", "problem": "...", "remedy": "..."}   or it did not, and this is the last line
     {"stage": "end"}                                        all of it was run
 """
@@ -15,17 +16,23 @@ import asyncio
 import json
 import platform
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Final
 
-from ..capabilities import BackendCapabilities
-from ..discovery import get_backend
-from ..errors import BackendStartError, RhapsodyError
-from ..session import Session
-from ..task import ComputeTask
+from rhapsody.cli import _waits
+from rhapsody.cli._common import build_backend
+from rhapsody.errors import BackendStartError, RhapsodyError
+from rhapsody.model.task import ComputeTask
+from rhapsody.seam.capabilities import BackendCapabilities
+from rhapsody.sessions.session import Session
 
 _PATIENCE: Final = 60.0  # seconds for one task on an idle backend
+_LONG: Final = 5.0  # seconds after which a stage is said to wait; and again after each as many
+_ANSWER: Final = 1.0  # seconds in which a loop that turns answers
 _WORD: Final = "rhapsody"
 
 
@@ -53,21 +60,28 @@ class Examination:
         name: the backend.
         report: the file to write to.
         work_dir: the folder of the session.
+        options: arguments of the backend, each as KEY=VALUE.
     """
 
-    def __init__(self, name: str, report: Path, work_dir: str) -> None:
+    def __init__(self, name: str, report: Path, work_dir: str, options: Sequence[str] = ()) -> None:
         self._name = name
+        self._options = options
+        self._session: Session | None = None
+        self._task: ComputeTask | None = None  # which has not ended
+        self._ended = threading.Event()
         self._report = report
         self._work_dir = work_dir
         self._stage = "load"
         self._began = 0.0
 
     async def run(self) -> None:
-        """Load, start, run a function and a program, shut down."""
+        """Load, start, run a function and an executable, shut down."""
         self._enter("load")
+        loop, thread = asyncio.get_running_loop(), threading.get_ident()
+        threading.Thread(target=self._watch, args=(loop, thread), name="rhapsody waits", daemon=True).start()
         try:
-            backend = get_backend(self._name)
-            session = Session(backends=[backend], work_dir=self._work_dir)
+            backend = build_backend(self._name, self._options)
+            session = self._session = Session(backends=[backend], work_dir=self._work_dir)
             self._passed()
             await self._use(session, backend.capabilities)
         except Problem as problem:
@@ -76,6 +90,8 @@ class Examination:
             self._write(problem=_sentence(error), remedy=_remedy(error, self._name))
         else:
             self._write(stage="end")
+        finally:
+            self._ended.set()
 
     async def _use(self, session: Session, capabilities: BackendCapabilities) -> None:
         self._enter("start")
@@ -120,14 +136,38 @@ class Examination:
 
     async def _end_of(self, session: Session, task: ComputeTask) -> None:
         await session.submit_tasks([task])
+        self._task = task
         try:
             await session.wait_tasks([task], timeout=_PATIENCE)
         except TimeoutError:
             raise Problem(
-                f"a task is still {task.state} after {_PATIENCE:g} s",
-                "look whether its workers run, and with RHAPSODY_LOG_LEVEL=DEBUG at what it logs",
+                f"a task is still {task.state} after {_PATIENCE:g} s: {session.explain(task)}",
+                "check whether its workers run, and read its log with RHAPSODY_LOG_LEVEL=DEBUG",
             ) from None
+        finally:
+            self._task = None
         task.result()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
+        """Report what a stage that takes long waits for; runs in a thread of its own."""
+        said = self._began = time.perf_counter()
+        while not self._ended.wait(_LONG / 10):
+            if time.perf_counter() - max(said, self._began) < _LONG:
+                continue
+            said = time.perf_counter()
+            pending = asyncio.run_coroutine_threadsafe(self._waits(), loop)
+            try:
+                text = pending.result(_ANSWER)
+            except TimeoutError:
+                text = _waits.of_thread(thread)
+            except CancelledError:  # the loop has ended
+                return
+            self._write(waits=text or "nothing that can be seen from here")
+
+    async def _waits(self) -> str:
+        if self._session is not None and self._task is not None:
+            return self._session.explain(self._task)
+        return _waits.of_loop()
 
     def _enter(self, stage: str) -> None:
         self._stage = stage
@@ -160,8 +200,8 @@ def _remedy(error: BaseException, name: str) -> str:
 
 def main() -> None:
     """Examine the backend that the arguments name."""
-    name, report, work_dir = sys.argv[1:]
-    asyncio.run(Examination(name, Path(report), work_dir).run())
+    name, report, work_dir, *options = sys.argv[1:]
+    asyncio.run(Examination(name, Path(report), work_dir, options).run())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demonstration's work: what is in a Python source file, and what is on this machine to look at.
+"""The demonstration's work: what a Python source file holds, and which files this machine has.
 
 `survey` runs inside the engine, so this module needs the standard library alone.
 """

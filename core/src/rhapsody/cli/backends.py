@@ -4,33 +4,56 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import attrs
 import click
 from rich.markup import escape
 from rich.table import Table
 
-from .. import settings
-from ..discovery import BackendInfo, available_backends, load_backend
-from ..errors import BackendError
-from ._common import console, print_json
+from rhapsody import settings
+from rhapsody.cli._common import console, print_json
+from rhapsody.errors import BackendError
+from rhapsody.seam.discovery import BackendInfo, available_backends, available_observers, load_backend
 
 _STYLES: Final = {"installed": "green", "ready": "green", "broken": "red", "missing": "dim"}
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Import each backend too, and exit with status 1 if one is broken.")
+@click.option("--observers", is_flag=True, help="List the observers that are installed instead; imports each.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(check: bool, as_json: bool) -> None:
+def command(check: bool, observers: bool, as_json: bool) -> None:
     """List the backends that are installed, and those that could be.
 
     Reads the metadata of what is installed and imports nothing, unless --check is given. The backend marked with *
     is the one of a session that names none.
     """
+    if observers:
+        _list_observers(check, as_json)
+        return
     rows = [describe(info, check) for info in _with_ambiguity(available_backends())]
     if as_json:
         print_json(rows)
     else:
         _print(rows)
     if check and any(row["status"] == "broken" for row in rows):
+        raise SystemExit(1)
+
+
+def _list_observers(check: bool, as_json: bool) -> None:
+    found = available_observers()
+    if as_json:
+        print_json([attrs.asdict(info) for info in found])
+    else:
+        table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
+        for header in ("Observer", "Status", "From", "Class or problem"):
+            table.add_column(header, overflow="fold")
+        for info in found:
+            status = "broken" if info.problem else "ready"
+            origin = " ".join(filter(None, (info.distribution, info.version)))
+            note = info.problem or info.target
+            table.add_row(escape(info.name), f"[{_STYLES[status]}]{status}[/]", escape(origin), escape(note))
+        console().print(table if found else "no observers are installed, or all are disabled")
+    if check and any(info.problem for info in found):
         raise SystemExit(1)
 
 

@@ -13,8 +13,8 @@ from typing import Final
 
 import click
 
-from ..measure import KINDS, Comparison, compare, find_raw_engine, plot, show
-from ._common import build_backend, console, print_json, scratch
+from rhapsody.cli._common import build_backend, console, print_json, scratch
+from rhapsody.measure import KINDS, Comparison, compare, find_raw_engine, plot, show
 
 _SHORT: Final = {  # names for the two forms of the local backend
     "threads": "concurrent,executor=threads",
@@ -56,7 +56,7 @@ def command(
     is now; the ratios say more.
     """
     if picture is not None and (brief or KINDS[kind].function is None):
-        raise click.UsageError("--plot draws efficiency by task length, which --brief and programs leave out")
+        raise click.UsageError("--plot draws efficiency by task length, which --brief and executables leave out")
     results: list[Comparison] = []
     with scratch() as folder, _sessions_in(folder):
         for text in backends or tuple(_SHORT):

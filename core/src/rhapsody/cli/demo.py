@@ -17,14 +17,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .. import settings
-from .._marker import hookimpl
-from ..backends.base import ExecutionBackend
-from ..session import Session, Transition
-from ..states import TaskState
-from ..task import ComputeTask
-from ._common import backend_arguments, build_backend, console, print_json, scratch
-from ._survey import GZIP_SCRIPT, Survey, sources, survey
+from rhapsody import settings
+from rhapsody.cli._common import backend_arguments, build_backend, console, print_json, scratch
+from rhapsody.cli._survey import GZIP_SCRIPT, Survey, sources, survey
+from rhapsody.hookspecs import hookimpl
+from rhapsody.model.states import TaskState
+from rhapsody.model.task import ComputeTask
+from rhapsody.model.transition import Transition
+from rhapsody.seam.backend import AttachableBackend
+from rhapsody.sessions.session import Session
 
 _ROWS: Final = 12  # packages in the table of results
 _ERRORS: Final = 5  # failed tasks that are described
@@ -85,7 +86,7 @@ def _jobs(found: dict[str, list[str]], count: int | None) -> Jobs:
     }
 
 
-async def _run(backend: ExecutionBackend, jobs: Jobs, work_dir: str, progress: _Progress | None) -> dict[str, Any]:
+async def _run(backend: AttachableBackend, jobs: Jobs, work_dir: str, progress: _Progress | None) -> dict[str, Any]:
     """Run the tasks, and return what came of them."""
     began = time.perf_counter()
     surveys = [task for _, tasks, _ in jobs.values() for task in tasks]
@@ -195,7 +196,7 @@ class _Progress(ABC):
     @hookimpl
     def rhapsody_tasks_changed(self, transitions: Sequence[Transition]) -> None:
         """Count, and show the count."""
-        self.ended += sum(new.is_final for _, _, new in transitions)
+        self.ended += sum(change.new.is_final for change in transitions)
         self.show()
 
     @abstractmethod
