@@ -20,8 +20,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .suite import BackendConformanceTests as BackendConformanceTests
-    from .tasks import die as die
+    from rhapsody.testing.suite import BackendConformanceTests as BackendConformanceTests
+    from rhapsody.testing.tasks import die as die
 
 _HOMES = {"BackendConformanceTests": "suite", "die": "tasks"}
 

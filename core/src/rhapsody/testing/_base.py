@@ -8,8 +8,10 @@ from typing import Any, ClassVar, TypeVar
 
 import pytest
 
-from .rig import Rig
+from rhapsody.testing.ledger import ConformanceError
+from rhapsody.testing.rig import Rig
 
+__tracebackhide__ = True  # frames of the suite
 TestT = TypeVar("TestT", bound="SuitePart")
 AsyncTest = Callable[[TestT, Rig], Awaitable[None]]
 Test = Callable[[TestT, Rig], None]
@@ -21,7 +23,10 @@ class SuitePart:
     title: ClassVar[str] = ""
     patience: ClassVar[float] = 60.0
     many: ClassVar[int] = 10_000
+    slots: ClassVar[int | None] = None
+    shutdown_seconds: ClassVar[float] = 10.0
     kill_worker: ClassVar[Callable[[], Any] | None] = None
+    kill_engine: ClassVar[Any] = None  # a function of the backend; as a Callable it would be taken for a method
     options: ClassVar[dict[str, Any]] = {}
 
 
@@ -39,8 +44,9 @@ def conforms(
 
     def decorate(test: AsyncTest[TestT]) -> Test[TestT]:
         def run(self: TestT, rhapsody_rig: Rig) -> None:
-            __tracebackhide__ = True
             rig = rhapsody_rig
+            if rig.lost:
+                pytest.skip(rig.lost)
             can = rig.capabilities
             absent = [name for name in needs.split() if not getattr(can, name)]
             if absent:
@@ -49,10 +55,13 @@ def conforms(
                 pytest.skip(f"the backend declares {lacks}")
             failed = True
             try:
-                rig.run(_awaited(test(self, rig)))
-                failed = False
-            finally:
-                rig.run(rig.after_test(failed))
+                try:
+                    rig.run(_awaited(test(self, rig)))
+                    failed = False
+                finally:
+                    rig.run(rig.after_test(failed, test.__name__))
+            except ConformanceError as error:
+                raise error.with_traceback(None) from error.__cause__  # its sentence is for the author, not our frames
 
         # Not functools.wraps: its __wrapped__ would show plugins for async tests a coroutine function to run.
         run.__name__, run.__qualname__, run.__doc__ = test.__name__, test.__qualname__, test.__doc__

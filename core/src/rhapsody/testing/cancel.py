@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import TaskCanceledError
-from ..events import CancelResult
-from ..states import TaskState
-from ..task import ComputeTask
-from . import tasks
-from ._base import SuitePart, conforms
-from .rig import Gate, Life, Rig, check, must_be
+from rhapsody.errors import TaskCanceledError
+from rhapsody.model.outcome import CancelResult
+from rhapsody.model.states import TaskState
+from rhapsody.model.task import ComputeTask
+from rhapsody.testing import tasks
+from rhapsody.testing._base import SuitePart, conforms
+from rhapsody.testing.assertions import check, must_be
+from rhapsody.testing.gate import Gate
+from rhapsody.testing.life import Life
+from rhapsody.testing.rig import Rig
+from rhapsody.testing.watch import is_alive
+
+__tracebackhide__ = True  # frames of the suite
 
 _KEPT = (CancelResult.NEVER_STARTED, CancelResult.STOPPED)
 
@@ -22,7 +27,7 @@ class CancelTests(SuitePart):
     """What holds for every backend when its tasks are canceled."""
 
     @conforms("cancels waiting tasks")
-    async def test_what_is_said_of_a_canceled_waiting_task_is_true(self, rig: Rig) -> None:
+    async def test_cancel_answer_is_true(self, rig: Rig) -> None:
         """NEVER_STARTED means that it never runs; CANNOT_STOP that it keeps its real end."""
         life = await rig.shared()
         with rig.gate() as gate:
@@ -31,13 +36,13 @@ class CancelTests(SuitePart):
             await rig.until(gate.began, "no worker began any of the tasks")
             victims = [_signing(rig, gate, f"v{number}") for number in range(6)]
             await rig.submit(victims, life)
-            told = await rig.cancel(victims, life)
+            answer = await rig.cancel(victims, life)
             gate.open()
             await rig.ended([*blockers, *victims], life)
             await asyncio.sleep(0.1)  # for runs that should not be
             for number, task in enumerate(victims):
                 ran = (gate.folder / f"v{number}").exists()
-                result = told[task.uid]
+                result = answer[task.uid]
                 if result is CancelResult.NEVER_STARTED:
                     must_be(task, TaskState.CANCELED, "a task of which cancel says NEVER_STARTED")
                     check(
@@ -52,7 +57,7 @@ class CancelTests(SuitePart):
             must_be(task, TaskState.DONE, "a task that ran while others were canceled")
 
     @conforms("cancels waiting tasks")
-    async def test_canceling_thousands_of_waiting_tasks_leaves_the_running_ones_alone(self, rig: Rig) -> None:
+    async def test_mass_cancel_spares_running_tasks(self, rig: Rig) -> None:
         """What waits is gone at once, what runs ends as it would have."""
         life = await rig.shared()
         with rig.gate() as gate:
@@ -61,13 +66,13 @@ class CancelTests(SuitePart):
             await rig.until(gate.began, "no worker began any of the tasks")
             waits = [_signing(rig, gate, "book") for _ in range(min(2000, self.many))]
             await rig.submit(waits, life)
-            told = await rig.cancel(waits, life)
+            answer = await rig.cancel(waits, life)
             gate.open()
             await rig.ended([*runs, *waits], life)
             ran = len((gate.folder / "book").read_text().splitlines()) if (gate.folder / "book").exists() else 0
         done = sum(task.state is TaskState.DONE for task in waits)
         check(ran == done, f"{ran} of {len(waits)} canceled tasks ran, and {done} are DONE")
-        stopped = sum(result in _KEPT for result in told.values())
+        stopped = sum(result in _KEPT for result in answer.values())
         check(
             stopped == len(waits) - done,
             f"cancel said of {stopped} of {len(waits)} waiting tasks that they will not run, and {done} ran",
@@ -76,7 +81,7 @@ class CancelTests(SuitePart):
             must_be(task, TaskState.DONE, "a task that ran while the waiting ones were canceled")
 
     @conforms("cancels waiting tasks")
-    async def test_a_cancel_whose_caller_gives_up_loses_no_task(self, rig: Rig) -> None:
+    async def test_abandoned_cancel_loses_no_task(self, rig: Rig) -> None:
         """At whatever moment that is, each task ends: canceled, or as it would have."""
         life = await rig.shared()
         for pause in (0.0, 0.05):
@@ -102,7 +107,7 @@ class CancelTests(SuitePart):
                     )
 
     @conforms("stops a running function", needs="functions cancel_functions")
-    async def test_a_running_function_is_stopped(self, rig: Rig) -> None:
+    async def test_running_function_is_stopped(self, rig: Rig) -> None:
         """It is CANCELED, it does run no more, and its slot is free again."""
         life = await rig.shared()
         with rig.gate() as gate:
@@ -110,20 +115,20 @@ class CancelTests(SuitePart):
             await rig.submit([task], life)
             heart = gate.folder / "f.beat"
             await rig.until(heart.exists, "no worker began the function")
-            told = (await rig.cancel([task], life))[task.uid]
+            answer = (await rig.cancel([task], life))[task.uid]
             check(
-                told is CancelResult.STOPPED and task.state is TaskState.CANCELED,
-                f"the backend declares cancel_functions; cancel said {told} of a running function, which is "
+                answer is CancelResult.STOPPED and task.state is TaskState.CANCELED,
+                f"the backend declares cancel_functions; cancel said {answer} of a running function, which is "
                 f"{task.state}. Stop it in rhapsody_cancel, report Outcome(CANCELED) and return STOPPED",
             )
             check(isinstance(task.exception, TaskCanceledError), f"its exception is {task.exception!r}")
-            await _stands_still(rig, heart, "a function that cancel said was STOPPED still runs")
+            await stands_still(rig, heart, "a function that cancel said was STOPPED still runs")
         for number in range(2 * life.slots):
             after = await rig.one(function=tasks.same, args=(number,))
             must_be(after, TaskState.DONE, "a task after another was stopped")
 
     @conforms("stops a running function", needs="functions", lacks="cancel_functions")
-    async def test_a_running_function_that_cannot_be_stopped_keeps_its_end(self, rig: Rig) -> None:
+    async def test_unstoppable_function_goes_on(self, rig: Rig) -> None:
         """Cancel says CANNOT_STOP, the task is DONE with its result."""
         life = await rig.shared()
         with rig.gate() as gate:
@@ -133,7 +138,7 @@ class CancelTests(SuitePart):
         check(task.return_value == "f", f"it returned 'f', and return_value is {task.return_value!r}")
 
     @conforms("stops a running executable", needs="executables cancel_executables")
-    async def test_a_running_executable_and_its_children_are_stopped(self, rig: Rig) -> None:
+    async def test_running_executable_is_stopped(self, rig: Rig) -> None:
         """The whole process group is gone, also one that ignores SIGTERM."""
         life = await rig.shared()
         with rig.gate() as gate:
@@ -143,19 +148,19 @@ class CancelTests(SuitePart):
             await rig.submit(batch, life)
             await rig.until(lambda: len(gate.began()) == len(batch), "the executables did not begin")
             pids = [gate.pid(name) for name in sorted(gate.began())] + [int((gate.folder / "child").read_text())]
-            told = await rig.cancel(batch, life)
+            answer = await rig.cancel(batch, life)
             for task in batch:
                 check(
-                    told[task.uid] is CancelResult.STOPPED and task.state is TaskState.CANCELED,
-                    f"the backend declares cancel_executables; cancel said {told[task.uid]} of a running executable, "
+                    answer[task.uid] is CancelResult.STOPPED and task.state is TaskState.CANCELED,
+                    f"the backend declares cancel_executables; cancel said {answer[task.uid]} of a running executable, "
                     f"which is {task.state} ({task.exception!r}). Stop it in rhapsody_cancel (rhapsody.worker.stop "
                     f"does in the worker's process), report Outcome(CANCELED) and return STOPPED",
                 )
             await rig.until(
-                lambda: not any(_lives(pid) for pid in pids),
+                lambda: not any(is_alive(pid) for pid in pids),
                 lambda: (
                     f"executables that cancel said were STOPPED still run, or their children do: processes "
-                    f"{[pid for pid in pids if _lives(pid)]}; signal the process group, and "
+                    f"{[pid for pid in pids if is_alive(pid)]}; signal the process group, and "
                     f"SIGKILL what ignores SIGTERM"
                 ),
             )
@@ -163,41 +168,26 @@ class CancelTests(SuitePart):
         must_be(after, TaskState.DONE, "an executable after another was stopped")
 
     @conforms("stops a running executable", needs="executables cancel_executables")
-    async def test_of_programs_that_may_share_a_unit_the_one_that_runs_is_stopped(self, rig: Rig) -> None:
-        """Those that were short before may share one; what is behind the stopped one runs as it would have."""
-        life = await rig.shared()
-        folder = rig.new_folder()
-        shut = folder / "shut"
+    async def test_executable_of_a_batch_is_stopped(self, rig: Rig) -> None:
+        """Of executables that share a batch, the one that runs is stopped, and those behind it run."""
         script = 'echo ran >> "$1/$2"; while [ -e "$1/shut" ]; do sleep 0.05; done'
 
-        def program(number: int) -> ComputeTask:
+        def executable(folder: Path, number: int) -> ComputeTask:
             return ComputeTask(executable="/bin/sh", arguments=["-c", script, "sh", str(folder), number])
 
-        def runs() -> set[int]:
-            return {number for number in range(20, 40) if (folder / str(number)).exists()}
+        await _stops_one_of_a_batch(rig, executable, "executable")
 
-        await rig.finish([program(number) for number in range(20)], life)
-        shut.touch()
-        batch = {number: program(number) for number in range(20, 40)}
-        try:
-            await rig.submit(list(batch.values()), life)
-            await rig.until(runs, "no worker began any of the programs")
-            begun = runs()
-            told = await rig.cancel([batch[number] for number in begun], life)
-        finally:
-            shut.unlink()
-        await rig.ended(list(batch.values()), life)
-        for number, task in batch.items():
-            if number in begun:
-                check(told[task.uid] is CancelResult.STOPPED, f"cancel said {told[task.uid]} of a running program")
-                must_be(task, TaskState.CANCELED, "a running program that was canceled")
-            else:
-                must_be(task, TaskState.DONE, "a program that waited behind one that was canceled")
-            ran = len((folder / str(number)).read_text().splitlines()) if (folder / str(number)).exists() else 0
-            check(ran == 1, f"program number {number} ran {ran} times")
+    @conforms("stops a running function", needs="functions cancel_functions")
+    async def test_function_of_a_batch_is_stopped(self, rig: Rig) -> None:
+        """Of functions that share a batch, the one that runs is stopped, and those behind it run."""
+
+        def function(folder: Path, number: int) -> ComputeTask:
+            return ComputeTask(function=tasks.sign_at, args=(str(folder), str(number)))
+
+        await _stops_one_of_a_batch(rig, function, "function")
 
     @conforms("stops a running executable", needs="executables", lacks="cancel_executables")
-    async def test_a_running_executable_that_cannot_be_stopped_keeps_its_end(self, rig: Rig) -> None:
+    async def test_unstoppable_executable_goes_on(self, rig: Rig) -> None:
         """Cancel says CANNOT_STOP, the task is DONE."""
         life = await rig.shared()
         with rig.gate() as gate:
@@ -206,17 +196,17 @@ class CancelTests(SuitePart):
         must_be(task, TaskState.DONE, "an executable of which cancel said CANNOT_STOP")
 
     @conforms("cancels in every state")
-    async def test_a_task_that_has_ended_keeps_its_end(self, rig: Rig) -> None:
+    async def test_ended_task_keeps_its_end(self, rig: Rig) -> None:
         """Cancel says TOO_LATE."""
         life = await rig.shared()
         task = _quick(rig, 0)
         await rig.finish([task], life)
-        told = (await rig.cancel([task], life))[task.uid]
-        check(told is CancelResult.TOO_LATE, f"cancel said {told} of a task that had ended")
+        answer = (await rig.cancel([task], life))[task.uid]
+        check(answer is CancelResult.TOO_LATE, f"cancel said {answer} of a task that had ended")
         must_be(task, TaskState.DONE, "a task that is canceled after its end")
 
     @conforms("cancels in every state")
-    async def test_cancel_in_the_middle_of_many_ends_each_task_once(self, rig: Rig) -> None:
+    async def test_cancel_ends_each_task_once(self, rig: Rig) -> None:
         """Whatever moment cancel meets, what it says of a task is what became of it."""
         life = await rig.shared()
         if rig.capabilities.functions:
@@ -225,17 +215,18 @@ class CancelTests(SuitePart):
             batch = [_quick(rig, number) for number in range(40)]
         count = len(batch)
         await rig.submit(batch, life)
-        told: dict[str, CancelResult] = {}
+        answer: dict[str, CancelResult] = {}
         for start in range(0, count, 20):
-            told |= await rig.cancel(batch[start : start + 10], life)
+            answer |= await rig.cancel(batch[start : start + 10], life)
         await rig.ended(batch, life)
         for number, task in enumerate(batch):
-            result = told.get(task.uid)
+            result = answer.get(task.uid)
             wanted = TaskState.CANCELED if result in _KEPT else TaskState.DONE
             check(
                 task.state is wanted,
-                f"task number {number} of {count} was {'not canceled' if result is None else f'told {result}'}, and "
-                f"ended {task.state}; cancel what is asked for, and nothing else",
+                f"task number {number} of {count} ended {task.state}, and cancel "
+                f"{'was not asked' if result is None else f'answered {result}'}; cancel what is asked for, and nothing "
+                f"else",
             )
 
 
@@ -256,17 +247,52 @@ async def _keeps_its_end(rig: Rig, life: Life, gate: Gate, task: ComputeTask, ki
     """Ask a running task of a kind that cannot be stopped to stop, and let it end."""
     await rig.submit([task], life)
     await rig.until(gate.began, f"no worker began the {kind}")
-    told = (await rig.cancel([task], life))[task.uid]
+    answer = (await rig.cancel([task], life))[task.uid]
     check(
-        told is CancelResult.CANNOT_STOP,
-        f"the backend does not declare cancel_{kind}s, and cancel said {told} of a running {kind}; declare it if it "
+        answer is CancelResult.CANNOT_STOP,
+        f"the backend does not declare cancel_{kind}s, and cancel said {answer} of a running {kind}; declare it if it "
         f"is so, else return CANNOT_STOP and report its real end",
     )
     gate.open()
     await rig.ended([task], life)
 
 
-async def _stands_still(rig: Rig, heart: Path, otherwise: str) -> None:
+async def _stops_one_of_a_batch(rig: Rig, make: Callable[[Path, int], ComputeTask], kind: str) -> None:
+    """Let a kind of task be short, so that batches are made of it; then stop those that run, which do not end."""
+    life = await rig.shared()
+    folder = rig.new_folder()
+    shut = folder / "shut"
+    await rig.finish([make(folder, number) for number in range(20)], life)
+    shut.touch()
+    batch = {number: make(folder, number) for number in range(20, 40)}
+
+    def begun() -> set[int]:
+        return {number for number in batch if (folder / str(number)).exists()}
+
+    try:
+        await rig.submit(list(batch.values()), life)
+        await rig.until(begun, f"no worker began any of the {kind}s")
+        running = begun()
+        answer = await rig.cancel([batch[number] for number in running], life)
+    finally:
+        shut.unlink()
+    await rig.ended(list(batch.values()), life)
+    for number, task in batch.items():
+        if number in running:
+            check(
+                answer[task.uid] is CancelResult.STOPPED,
+                f"cancel said {answer[task.uid]} of a running {kind} that may share a batch with others; the backend "
+                f"declares cancel_{kind}s, so stop it there too: give what waits behind it back by Returned",
+            )
+            must_be(task, TaskState.CANCELED, f"a running {kind} that was canceled")
+        else:
+            must_be(task, TaskState.DONE, f"a {kind} that waited behind one that was canceled")
+        book = folder / str(number)
+        ran = len(book.read_text().splitlines()) if book.exists() else 0
+        check(ran == 1, f"{kind} number {number} ran {ran} times")
+
+
+async def stands_still(rig: Rig, heart: Path, otherwise: str) -> None:
     """Wait until a file is no longer written to for thirty times the beat."""
     seen = heart.read_text()
     still = 0
@@ -278,15 +304,4 @@ async def _stands_still(rig: Rig, heart: Path, otherwise: str) -> None:
         seen = now
         return still > 30
 
-    look: Callable[[], bool] = no_beat
-    await rig.until(look, otherwise)
-
-
-def _lives(pid: int) -> bool:
-    import psutil
-
-    try:
-        os.kill(pid, 0)
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except (ProcessLookupError, psutil.NoSuchProcess):
-        return False
+    await rig.until(no_beat, otherwise)

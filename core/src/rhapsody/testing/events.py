@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from .._marker import hookimpl
-from ..states import TaskState
-from ..task import ComputeTask
-from . import tasks
-from ._base import SuitePart, conforms
-from .rig import Rig, check, must_be
+from rhapsody.hookspecs import hookimpl
+from rhapsody.model.states import TaskState
+from rhapsody.model.task import ComputeTask
+from rhapsody.testing import tasks
+from rhapsody.testing._base import SuitePart, conforms
+from rhapsody.testing.assertions import check, must_be
+from rhapsody.testing.rig import Rig
 
 if TYPE_CHECKING:
-    from ..session import Transition
+    from rhapsody.model.transition import Transition
+
+__tracebackhide__ = True  # frames of the suite
 
 _CLOCKS = 1.0  # seconds that the clocks of two machines may differ
 
@@ -24,7 +27,7 @@ class EventTests(SuitePart):
     """What holds for the reports of every backend."""
 
     @conforms("states in order")
-    async def test_running_means_that_a_worker_runs_it(self, rig: Rig) -> None:
+    async def test_running_means_a_worker_runs_it(self, rig: Rig) -> None:
         """A task is never RUNNING while it waits in the engine's queue; start reports are optional, true ones not."""
         life = await rig.shared()
         with rig.gate() as gate:
@@ -32,7 +35,23 @@ class EventTests(SuitePart):
             batch = [gate.task(name, rig.capabilities) for name in names]
             await rig.submit(batch, life)
             await rig.until(lambda: len(gate.began()) >= 1, "no worker began any of the tasks")
+            await rig.until(
+                lambda: len(gate.began()) >= life.slots,
+                lambda: (
+                    f"the backend says Capacity(slots={life.slots}), and its engine runs {len(gate.began())} tasks "
+                    f"at a time; say in set_capacity how many it runs"
+                ),
+            )
             await asyncio.sleep(0.2)  # for reports that should not come
+            check(
+                len(gate.began()) <= life.slots,
+                f"the backend says Capacity(slots={life.slots}), and its engine runs {len(gate.began())} tasks at a "
+                f"time; say in set_capacity how many it runs, and by `units` how many batches it may hold besides",
+            )
+            check(
+                self.slots in (None, life.slots),
+                f"the suite was given slots={self.slots}, and the backend says Capacity(slots={life.slots})",
+            )
 
             def liars() -> list[str]:
                 began = gate.began()
@@ -49,6 +68,12 @@ class EventTests(SuitePart):
                     f"into the channel when a worker begins the task, not when the engine takes it, or leave it out"
                 ),
             )
+            await rig.until(
+                lambda: not rig.capabilities.streams or any(task.state is TaskState.RUNNING for task in batch),
+                "tasks run, and none of them is RUNNING; put Started into the channel when a worker begins a task: for "
+                "one that ends at once it may be left out, for one that runs for hours it is all that a user sees. An "
+                "engine that reports nothing before a batch has ended declares streams=False",
+            )
             gate.open()
             await rig.ended(batch, life)
         for task in batch:
@@ -56,7 +81,7 @@ class EventTests(SuitePart):
 
     @conforms("states in order")
     async def test_states_and_times_only_go_forward(self, rig: Rig) -> None:
-        """QUEUED, perhaps RUNNING, one final state; and the times that are told are in that order."""
+        """QUEUED, perhaps RUNNING, one final state; and the times that are reported are in that order."""
         life = await rig.shared()
         recorder = _Recorder()
         life.session.observe(recorder)
@@ -68,6 +93,12 @@ class EventTests(SuitePart):
                 path in (["QUEUED", "DONE"], ["QUEUED", "RUNNING", "DONE"]),
                 f"task {task.uid} went through {path}; a task that succeeds is QUEUED, RUNNING (once or never), DONE",
             )
+            untold = [name for name in ("started_at", "ended_at", "ran_on") if getattr(task, name) is None]
+            check(
+                not untold,
+                f"task {task.uid} is DONE without {', '.join(untold)}; give Outcome.started_at, ended_at and ran_on, "
+                f"as TaskBatch.decode does from the frames",
+            )
             times = [moment for moment in (task.submitted_at, task.started_at, task.ended_at) if moment is not None]
             check(
                 all(late - early > -_CLOCKS for early, late in pairwise(times)),
@@ -76,7 +107,7 @@ class EventTests(SuitePart):
             )
 
     @conforms("many tasks")
-    async def test_tasks_of_several_submitters_all_end(self, rig: Rig) -> None:
+    async def test_tasks_of_all_submitters_end(self, rig: Rig) -> None:
         """Ten coroutines submit to one session at the same time."""
         life = await rig.shared()
 
@@ -96,7 +127,7 @@ class EventTests(SuitePart):
             must_be(task, TaskState.DONE, "a task of one of ten submitters")
 
     @conforms("many tasks", needs="functions executables")
-    async def test_functions_and_executables_run_side_by_side(self, rig: Rig) -> None:
+    async def test_both_kinds_run_side_by_side(self, rig: Rig) -> None:
         """Mixed in one list, each gets its own kind of result."""
         batch = [
             ComputeTask(executable="echo", arguments=[number])
@@ -130,7 +161,7 @@ class EventTests(SuitePart):
         check(life.is_open, "the session ended by itself")
 
     @conforms("exactly one end")
-    async def test_every_report_keeps_the_contract(self, rig: Rig) -> None:
+    async def test_events_keep_the_contract(self, rig: Rig) -> None:
         """Nothing was reported twice, for a stranger, or after the end: in this test and all before it."""
         await rig.finish(_quick(rig, min(1000, self.many) if rig.capabilities.functions else 50))
         await asyncio.sleep(0.2)  # for reports that should not come
@@ -152,8 +183,8 @@ class _Recorder:
 
     @hookimpl
     def rhapsody_tasks_changed(self, transitions: Sequence[Transition]) -> None:
-        for task, _, new in transitions:
-            self._ways.setdefault(task.uid, []).append(new.value)
+        for change in transitions:
+            self._ways.setdefault(change.task.uid, []).append(change.new.value)
 
     def path(self, task: ComputeTask) -> list[str]:
         return self._ways.get(task.uid, [])

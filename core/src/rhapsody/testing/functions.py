@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import threading
 
-from ..errors import SerializationError, TaskError
-from ..states import TaskState
-from ..task import ComputeTask
-from . import tasks
-from ._base import SuitePart, conforms
-from .rig import Rig, check, must_be, state_of
+from rhapsody.errors import SerializationError, TaskError
+from rhapsody.model.states import TaskState
+from rhapsody.model.task import ComputeTask
+from rhapsody.testing import tasks
+from rhapsody.testing._base import SuitePart, conforms
+from rhapsody.testing.assertions import check, must_be, state_of
+from rhapsody.testing.rig import Rig
+
+__tracebackhide__ = True  # frames of the suite
 
 _LARGE = 8 * 2**20  # bytes
 
@@ -19,7 +22,7 @@ class FunctionTests(SuitePart):
     """What holds for Python functions on every backend that runs them."""
 
     @conforms("functions", needs="functions")
-    async def test_a_function_gets_its_arguments_and_its_result_comes_back(self, rig: Rig) -> None:
+    async def test_function_gets_arguments(self, rig: Rig) -> None:
         """Positional and keyword arguments go there, the value comes back."""
         task = await rig.one(function=tasks.echo, args=(1, "two"), kwargs={"three": [3.0, None]})
         must_be(task, TaskState.DONE, "a function that returns")
@@ -31,7 +34,7 @@ class FunctionTests(SuitePart):
         )
 
     @conforms("functions", needs="functions")
-    async def test_a_function_defined_in_a_function_runs(self, rig: Rig) -> None:
+    async def test_local_function_runs(self, rig: Rig) -> None:
         """Lambdas and closures travel by value; TaskBatch.encode does that."""
         factor = 6
         task = await rig.one(function=lambda number: factor * number, args=(7,))
@@ -50,7 +53,7 @@ class FunctionTests(SuitePart):
         )
 
     @conforms("exceptions", needs="functions")
-    async def test_a_function_that_raises_fails_with_its_own_exception(self, rig: Rig) -> None:
+    async def test_function_fails_with_its_exception(self, rig: Rig) -> None:
         """Type, message and attributes of the exception arrive."""
         task = await rig.one(function=tasks.fail, args=("it broke", 7))
         must_be(task, TaskState.FAILED, "a function that raises")
@@ -62,12 +65,32 @@ class FunctionTests(SuitePart):
         )
 
     @conforms("exceptions", needs="functions")
-    async def test_a_function_that_leaves_the_interpreter_fails_alone(self, rig: Rig) -> None:
+    async def test_an_exception_keeps_what_led_to_it(self, rig: Rig) -> None:
+        """`raise A from B` comes with B, and with its notes; an exception of many arguments is caught by its class."""
+        task = await rig.one(function=tasks.fail_from, args=("it broke", 7))
+        must_be(task, TaskState.FAILED, "a function that raises from another exception")
+        error = task.exception
+        check(
+            isinstance(error, tasks.WordyError) and (str(error), error.number) == ("it broke (7)", 7),
+            f"the function raised WordyError, which says 'it broke (7)', and the task's exception is {error!r}",
+        )
+        notes, cause = getattr(error, "__notes__", []), getattr(error, "__cause__", None)
+        check("a note" in notes, f"the exception was given a note, and its notes are {notes}")
+        check(
+            isinstance(cause, tasks.OwnError) and cause.number == 7,
+            f"the function raised from OwnError('it broke', 7), and the cause of the task's exception is {cause!r}; "
+            f"report the exception as TaskBatch.decode gives it",
+        )
+
+    @conforms("exceptions", needs="functions")
+    async def test_exiting_function_fails_alone(self, rig: Rig) -> None:
         """SystemExit ends the task and neither the worker nor its neighbours."""
         first = ComputeTask(function=tasks.leave, args=(3,))
         others = [ComputeTask(function=tasks.same, args=(number,)) for number in range(8)]
         await rig.finish([first, *others])
         must_be(first, TaskState.FAILED, "a function that calls sys.exit(3)")
+        code = getattr(first.exception, "exit_code", None)
+        check(code == 3, f"a function called sys.exit(3), and the exit_code of the task's exception is {code}")
         for task in others:
             must_be(task, TaskState.DONE, "a task submitted beside one that calls sys.exit")
 
@@ -91,7 +114,7 @@ class FunctionTests(SuitePart):
         )
 
     @conforms("functions", needs="functions")
-    async def test_every_result_belongs_to_its_own_task(self, rig: Rig) -> None:
+    async def test_result_belongs_to_its_task(self, rig: Rig) -> None:
         """A thousand tasks return their own numbers."""
         batch = [ComputeTask(function=tasks.same, args=(number,)) for number in range(min(1000, self.many))]
         await rig.finish(batch)
@@ -104,7 +127,7 @@ class FunctionTests(SuitePart):
         )
 
     @conforms("large data", needs="functions")
-    async def test_large_arguments_and_results_travel_unharmed(self, rig: Rig) -> None:
+    async def test_large_data_travels_unharmed(self, rig: Rig) -> None:
         """Eight mebibytes there, and eight back."""
         data = os.urandom(2**20) * (_LARGE // 2**20)
         task = await rig.one(function=tasks.same, args=(data,))
@@ -112,7 +135,7 @@ class FunctionTests(SuitePart):
         check(task.return_value == data, "8 MiB of bytes came back changed")
 
     @conforms("unpicklable data", needs="functions remote")
-    async def test_arguments_that_cannot_be_pickled_fail_their_own_task(self, rig: Rig) -> None:
+    async def test_unpicklable_argument_fails_alone(self, rig: Rig) -> None:
         """The task fails with SerializationError, its neighbours do not."""
         bad = ComputeTask(function=tasks.same, args=(threading.Lock(),))
         good = [ComputeTask(function=tasks.same, args=(number,)) for number in range(4)]
@@ -122,7 +145,7 @@ class FunctionTests(SuitePart):
             must_be(task, TaskState.DONE, "a task beside one whose arguments cannot be pickled")
 
     @conforms("unpicklable data", needs="functions remote")
-    async def test_results_and_exceptions_that_cannot_be_pickled_fail_their_own_task(self, rig: Rig) -> None:
+    async def test_unpicklable_result_fails_alone(self, rig: Rig) -> None:
         """The task fails with SerializationError, which has the original's name; its neighbours do not."""
         result, error = ComputeTask(function=tasks.return_a_lock), ComputeTask(function=tasks.raise_a_lock)
         good = [ComputeTask(function=tasks.same, args=(number,)) for number in range(4)]
@@ -134,7 +157,7 @@ class FunctionTests(SuitePart):
             must_be(task, TaskState.DONE, "a task beside one whose result cannot be pickled")
 
     @conforms("functions", needs="functions")
-    async def test_functions_run_where_the_backend_declares(self, rig: Rig) -> None:
+    async def test_functions_run_where_declared(self, rig: Rig) -> None:
         """`remote` is whether functions run in another process than the user's."""
         task = await rig.one(function=tasks.process)
         must_be(task, TaskState.DONE, "os.getpid()")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from .._marker import hookimpl
-from ..batch import TaskBatch
-from ..errors import RhapsodyError
-from ..events import BackendLost, CapacityChanged, Event, Outcome, Returned, Started
-from ..states import FINAL_STATES, TaskState
-from ..task import ComputeTask
+from rhapsody.errors import RhapsodyError
+from rhapsody.hookspecs import hookimpl
+from rhapsody.model.outcome import Outcome, Returned, Started
+from rhapsody.model.states import FINAL_STATES, TaskState
+from rhapsody.model.task import ComputeTask
+from rhapsody.protocol.batch import TaskBatch
+from rhapsody.seam.capacity import CapacityChanged
+from rhapsody.seam.channel import BackendLost, Event, EventChannel
 
 if TYPE_CHECKING:
-    from ..context import BackendContext
+    from rhapsody.seam.context import BackendContext
 
-_SHOWN: Final = 10  # faults that are told one by one
+__tracebackhide__ = True  # frames of the suite
+
+_SHOWN: Final = 10  # faults that are listed one by one
 
 
 class Ledger:
@@ -25,10 +29,10 @@ class Ledger:
     Core drops a report that makes no sense, so a user never sees it; an author must.
 
     Attributes:
-        held: by uid, the state of the tasks in the backend's hands, and what they run.
+        held: by uid, the state of the tasks that the backend holds.
         ended: by uid, how tasks ended.
         starts: how many starts were reported.
-        most_held: the most tasks that were in the backend's hands at once.
+        most_held: the most tasks that the backend held at once.
     """
 
     def __init__(self) -> None:
@@ -75,14 +79,14 @@ class Ledger:
             self._fault(f"Started was reported twice for task {event.uid}; report it once, or not at all")
         else:
             self._fault(
-                f"Started was reported for task {event.uid}, {self._fate(event.uid)}; put Started into the channel "
+                f"Started was reported for task {event.uid}, {self._end_of(event.uid)}; put Started into the channel "
                 f"before the task's Outcome, from the same thread"
             )
 
     def _outcome(self, event: Outcome) -> None:
         if event.uid not in self.held:
             self._fault(
-                f"Outcome({event.state}) was reported for task {event.uid}, {self._fate(event.uid)}; report exactly "
+                f"Outcome({event.state}) was reported for task {event.uid}, {self._end_of(event.uid)}; report exactly "
                 f"one Outcome for each task of a batch"
             )
             return
@@ -101,11 +105,11 @@ class Ledger:
         for uid in event.uids:
             state = self.held.pop(uid, None)
             if state is None:
-                self._fault(f"Returned was reported for task {uid}, {self._fate(uid)}")
+                self._fault(f"Returned was reported for task {uid}, {self._end_of(uid)}")
             elif state is TaskState.RUNNING:
                 self._fault(f"Returned was reported for task {uid}, which had started; it would run twice")
 
-    def _fate(self, uid: str) -> str:
+    def _end_of(self, uid: str) -> str:
         if uid in self.ended:
             return f"which had ended {self.ended[uid]} before"
         return "which the backend does not hold"
@@ -132,12 +136,12 @@ class Ledger:
             text += (
                 f"; the backend holds {len(kept)} of them and has reported no Outcome ({', '.join(kept[:5])}"
                 f"{', ...' if len(kept) > 5 else ''}). Every task of a batch needs exactly one Outcome, also where its "
-                f"worker or unit is lost"
+                f"worker or batch is lost"
             )
         if len(kept) < len(late):
             text += (
                 f"; {len(late) - len(kept)} wait in core, for the backend has no room: it took {self.most_held} at a "
-                f"time. Room comes back with an Outcome for every task of a unit, and with set_capacity"
+                f"time. Room comes back with an Outcome for every task of a batch, and with set_capacity"
             )
         return text
 
@@ -149,27 +153,41 @@ class Spy:
         ledger: of this one life of the backend.
         context: what `rhapsody_init` was given.
         capacity_at_init: whether the backend had said its capacity when `rhapsody_init` returned.
+        answers: what `rhapsody_cancel` answered last, by uid.
     """
 
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.context: BackendContext | None = None
         self.capacity_at_init = False
+        self.answers: dict[str, Any] = {}
 
     @hookimpl(wrapper=True)
     def rhapsody_init(self, context: BackendContext) -> Generator[None, Any, Any]:
         """See whether the capacity is set by the time that it returns."""
         self.context = context
+        self._listen(context.events)
         before = context.capacity
 
-        def look() -> None:
+        def note_capacity() -> None:
             self.capacity_at_init = context.capacity is not before
 
         result = yield
         if inspect.isawaitable(result):
-            return _then(result, look)
-        look()
+            return _then(result, note_capacity)
+        note_capacity()
         return result
+
+    def _listen(self, channel: EventChannel) -> None:
+        """Note what core takes out of the channel."""
+        take = channel.take
+
+        def noted() -> list[Event]:
+            taken = take()
+            self.ledger.reported(taken)
+            return taken
+
+        channel.take = noted  # type: ignore[method-assign]  # of this one channel
 
     @hookimpl(wrapper=True)
     def rhapsody_submit(self, batch: TaskBatch) -> Generator[None, Any, Any]:
@@ -182,6 +200,20 @@ class Spy:
             raise
         return self._finish(result, batch) if inspect.isawaitable(result) else result
 
+    @hookimpl(wrapper=True)
+    def rhapsody_cancel(self) -> Generator[None, Any, Any]:
+        """Note what the backend answers, before core weighs it against what became of the task."""
+        result = yield
+        return self._noted(result) if inspect.isawaitable(result) else self._note(result)
+
+    async def _noted(self, pending: Awaitable[Any]) -> Any:
+        return self._note(await pending)
+
+    def _note(self, answer: Any) -> Any:
+        if isinstance(answer, Mapping):
+            self.answers.update(answer)
+        return answer
+
     async def _finish(self, pending: Awaitable[Any], batch: TaskBatch) -> None:
         try:
             await pending
@@ -189,26 +221,10 @@ class Spy:
             self.ledger.refused(batch)
             raise
 
-    @hookimpl(wrapper=True)
-    def rhapsody_monitor(self) -> Generator[None, Any, AsyncIterator[list[Event]]]:
-        """Note what the backend reports."""
-        stream = yield
-        return self._listen(stream)
 
-    async def _listen(self, stream: AsyncIterator[list[Event]]) -> AsyncIterator[list[Event]]:
-        try:
-            async for events in stream:
-                self.ledger.reported(events)
-                yield events
-        finally:
-            close = getattr(stream, "aclose", None)
-            if close is not None:
-                await close()
-
-
-async def _then(pending: Awaitable[Any], look: Any) -> Any:
+async def _then(pending: Awaitable[Any], note_capacity: Any) -> Any:
     result = await pending
-    look()
+    note_capacity()
     return result
 
 

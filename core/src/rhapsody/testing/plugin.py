@@ -12,8 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..backends.base import ExecutionBackend
-    from .rig import Rig
+    from rhapsody.backends.base import ExecutionBackend
+    from rhapsody.testing.rig import Rig
 
 _KEY = "rhapsody_conformance"  # of the property that a test of the suite carries into its report
 
@@ -44,8 +44,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     for kind in getattr(owner, "__mro__", ()):  # the author may have put an xfail over the suite's own
         about = getattr(vars(kind).get(name), "_rhapsody_conformance", None)
         if about is not None:
-            whose = {"backend": owner.title or owner.__name__, "many": owner.many}
-            item.user_properties.append((_KEY, {**about, **whose, "test": name}))
+            owned = {"backend": owner.title or owner.__name__, "many": owner.many}
+            item.user_properties.append((_KEY, {**about, **owned, "test": name}))
             return
 
 
@@ -56,7 +56,7 @@ def rhapsody_rig(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Rig]:
     """Give the conformance suite what drives the author's backend: one loop and one session for a class of tests."""
-    from .rig import marked_rig
+    from rhapsody.testing.rig import marked_rig
 
     suite: Any = request.cls
     with marked_rig(new_backend, tmp_path_factory.mktemp("conformance"), suite.patience) as rig:
@@ -73,7 +73,7 @@ class _Results:
         """Keep how a test of the suite ended: its call, or whatever of it did not pass."""
         about = dict(report.user_properties).get(_KEY)
         if isinstance(about, dict) and (report.when == "call" or report.outcome != "passed"):
-            from .report import verdict
+            from rhapsody.testing.report import verdict
 
             self._found.append((about, *verdict(report)))
 
@@ -81,8 +81,8 @@ class _Results:
         """Print the table, and write the file."""
         if not self._found:
             return
-        from . import report
-        from .suite import BackendConformanceTests
+        from rhapsody.testing import report
+        from rhapsody.testing.suite import BackendConformanceTests
 
         results = report.summarize(self._found, report.tests_of(BackendConformanceTests))
         for backend, rows in results.items():

@@ -1,4 +1,4 @@
-"""What the suite found, as a table for a README and as a file for a program."""
+"""What the suite found, as a table for a README and as a file for machines."""
 
 from __future__ import annotations
 

@@ -13,63 +13,25 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import attrs
+from rhapsody.backends.base import ExecutionBackend
+from rhapsody.model.outcome import CancelResult
+from rhapsody.model.task import ComputeTask
+from rhapsody.seam.capabilities import BackendCapabilities
+from rhapsody.sessions.session import Session
+from rhapsody.testing.assertions import check
+from rhapsody.testing.gate import Gate
+from rhapsody.testing.ledger import ConformanceError, Spy
+from rhapsody.testing.life import Life
+from rhapsody.testing.watch import MARK, Leftovers, LoopWatch
 
-from ..backends.base import ExecutionBackend
-from ..capabilities import BackendCapabilities
-from ..context import BackendContext
-from ..events import CancelResult
-from ..session import Session
-from ..states import TaskState
-from ..task import ComputeTask
-from . import tasks as functions
-from .ledger import ConformanceError, Ledger, Spy
-from .watch import MARK, Leftovers, LoopWatch
+__tracebackhide__ = True  # frames of the suite
 
 T = TypeVar("T")
 
 _POLL: Final = 0.01  # seconds
+_RECOVERY: Final = 10.0  # seconds that workers which a test has ended have to be replaced
+_OBSERVERS: Final = "RHAPSODY_DISABLE_OBSERVERS"
 _folders = itertools.count(1)
-
-
-@attrs.define(eq=False)
-class Life:
-    """One session with one backend, from its start to its end.
-
-    Attributes:
-        session: the session.
-        backend: the backend that it drives.
-        spy: sees what passes through the hooks.
-        before: what there was before it started.
-        start_error: why it did not start.
-        close_error: why it did not close cleanly.
-        close_seconds: how long `close` took.
-    """
-
-    session: Session
-    backend: ExecutionBackend
-    spy: Spy
-    before: Leftovers | None = None
-    start_error: BaseException | None = None
-    close_error: BaseException | None = None
-    close_seconds: float = 0.0
-    is_open: bool = False
-
-    @property
-    def context(self) -> BackendContext:
-        """What core gave to `rhapsody_init`."""
-        assert self.spy.context is not None, "the session was started"
-        return self.spy.context
-
-    @property
-    def ledger(self) -> Ledger:
-        """What the backend was handed, and what it reported."""
-        return self.spy.ledger
-
-    @property
-    def slots(self) -> int:
-        """How many tasks run at once, by what the backend said."""
-        return self.context.capacity.slots
 
 
 class Rig:
@@ -83,13 +45,14 @@ class Rig:
     Attributes:
         lives: every session so far.
         watch: of the loop.
-        loop_errors: what the loop's exception handler was told.
+        loop_errors: what the loop's exception handler received.
     """
 
     def __init__(self, new_backend: Callable[[], ExecutionBackend], folder: Path, patience: float) -> None:
         self.folder = folder
         self.patience = patience
         self.evidence: object = None  # what the lifecycle tests found out
+        self.lost = ""  # why nothing more is tested; empty as long as the backend is there
         self.watch = LoopWatch()
         self.loop_errors: list[str] = []
         self.lives: list[Life] = []
@@ -97,11 +60,17 @@ class Rig:
         self._runner = asyncio.Runner()
         self._sample = self.new_backend()
         self._shared: Life | None = None
+        self._slots = 0  # that its capacity was last seen to have
         self._start_error: BaseException | None = None
         self._runner.get_loop().set_exception_handler(self._loop_error)
 
     def _loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.loop_errors.append(f"{context['message']}: {context.get('exception')!r}")
+
+    @property
+    def new_backend_function(self) -> Callable[[], ExecutionBackend]:
+        """What the author's fixture gave."""
+        return self._new_backend
 
     def new_backend(self) -> ExecutionBackend:
         """Make a backend that nothing has used yet."""
@@ -146,9 +115,11 @@ class Rig:
         """Start a session of its own; `start_error` says what went wrong."""
         life = self.make(backend)
         life.before = await asyncio.to_thread(Leftovers.now)
+        began = time.monotonic()
         try:
             await life.session.start()
             life.is_open = True
+            life.start_seconds = time.monotonic() - began
         except Exception as error:
             life.start_error = error
         return life
@@ -158,7 +129,7 @@ class Rig:
         backend = backend or self.new_backend()
         life = Life(Session(backends=[backend], work_dir=self.folder), backend, Spy())
         # The one place that reaches into core: the spy is a plugin beside the backend, in the backend's own manager.
-        life.session._runners[backend.name]._hooks._manager.register(life.spy)
+        life.session._runners[backend.name]._hooks.add(life.spy)
         self.lives.append(life)
         return life
 
@@ -183,8 +154,18 @@ class Rig:
             if life.start_error is not None:
                 self._start_error = life.start_error
                 raise ConformanceError(f"the backend did not start: {life.start_error}") from life.start_error
-            self._shared = life
+            self._shared, self._slots = life, life.slots
+        await self._recover(self._shared)
         return self._shared
+
+    async def _recover(self, life: Life) -> None:
+        """Wait until workers that an earlier test has ended are replaced, as far as the backend does that."""
+        deadline = time.monotonic() + _RECOVERY
+        while life.slots < self._slots and life.loss is None:  # nobody reports it to the suite
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.02)
+        self._slots = life.slots
 
     async def end_shared(self, *, wait: bool = False) -> None:
         """Close the shared session; the next test that needs it gets a new one."""
@@ -215,6 +196,7 @@ class Rig:
         while True:
             try:
                 await life.session.wait_tasks(tasks, timeout=self.patience)
+                life.check_backend(tasks)
                 return tasks
             except TimeoutError:
                 now = sum(not task.is_final for task in tasks)
@@ -233,14 +215,24 @@ class Rig:
         """Cancel tasks.
 
         Raises:
-            ConformanceError: the answer takes longer than the rig's patience and the backend's deadline.
+            ConformanceError: the answer takes longer than the rig's patience and the backend's deadline; or the backend
+                answers what does not follow.
         """
         limit = self.patience + life.backend.deadlines.cancel
         try:
             async with asyncio.timeout(limit):
-                return await life.session.cancel_tasks(tasks)
+                results = await life.session.cancel_tasks(tasks)
         except TimeoutError:
             raise ConformanceError(f"cancel gave no answer within {limit:g} seconds") from None
+        for task in tasks:
+            answer = life.spy.answers.get(task.uid)
+            if answer in (CancelResult.STOPPED, CancelResult.NEVER_STARTED) and not task.is_final:
+                raise ConformanceError(
+                    f"rhapsody_cancel answered {answer} of task {task.uid}, and no Outcome(CANCELED) followed within "
+                    f"{life.backend.deadlines.cancel:g} seconds (deadlines.cancel): the task is {task.state}. Report "
+                    f"the outcome of what was stopped, and answer CANNOT_STOP of what was not"
+                )
+        return results
 
     async def until(self, true: Callable[[], object], otherwise: str | Callable[[], str]) -> None:
         """Wait until something is true.
@@ -270,13 +262,21 @@ class Rig:
         folder.mkdir(parents=True)
         return folder
 
-    async def after_test(self, failed: bool) -> None:
-        """Leave nothing to the next test: what still runs is canceled, and after a failure the session is replaced."""
-        if failed:
+    async def after_test(self, failed: bool, test: str) -> None:
+        """Leave nothing to the next test: what still runs is canceled, and after a failure the session is replaced.
+
+        Once the backend of the shared session was lost, nothing more is tested: one cause, one failure.
+        """
+        if self._shared is not None and (loss := self._shared.loss) is not None:
+            self.lost = f"the backend was lost in {test}, and nothing is tested after that: {loss}"
+            await self.end_shared()
+            if not failed:
+                raise ConformanceError(self.lost)
+        elif failed:
             await self.end_shared()
         elif self._shared is not None:
             held = self._shared.ledger.held
-            await self.until(lambda: not held, lambda: f"tasks of this test are still in the backend's hands: {held}")
+            await self.until(lambda: not held, lambda: f"the backend still holds tasks of this test: {held}")
 
     def faults(self) -> str:
         """Return what was wrong in the reports of all lives since the last call, as text."""
@@ -286,8 +286,9 @@ class Rig:
 @contextlib.contextmanager
 def marked_rig(new_backend: Callable[[], ExecutionBackend], folder: Path, patience: float) -> Iterator[Rig]:
     """Give a rig; every process that is started meanwhile inherits a mark by which it is found."""
-    held = os.environ.get(MARK)
+    held = {name: os.environ.get(name) for name in (MARK, _OBSERVERS)}
     os.environ[MARK] = uuid.uuid4().hex
+    os.environ[_OBSERVERS] = "*"  # those that others have installed are not tested here
     rig = Rig(new_backend, folder, patience)
     try:
         yield rig
@@ -295,75 +296,17 @@ def marked_rig(new_backend: Callable[[], ExecutionBackend], folder: Path, patien
         try:
             rig.close()
         finally:
-            if held is None:
-                os.environ.pop(MARK, None)
-            else:
-                os.environ[MARK] = held
-
-
-class Gate:
-    """Tasks that wait at it run until it is opened.
-
-    Args:
-        folder: seen by the workers.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def open(self) -> None:
-        """Let every task end."""
-        (self.folder / "open").touch()
-
-    def function(self, name: str) -> ComputeTask:
-        """Return a function task that waits."""
-        return ComputeTask(function=functions.wait_at, args=(str(self.folder), name))
-
-    def executable(self, name: str, before: str = "") -> ComputeTask:
-        """Return an executable that waits; it writes its process id to `name.began`."""
-        script = (
-            f'{before} echo $$ > "$1/$2.tmp"; mv "$1/$2.tmp" "$1/$2.began"; '
-            f'while [ ! -e "$1/open" ]; do sleep 0.05; done'
-        )
-        return ComputeTask(executable="/bin/sh", arguments=["-c", script, "sh", str(self.folder), name])
-
-    def task(self, name: str, can: BackendCapabilities) -> ComputeTask:
-        """Return whatever task the backend can run, waiting."""
-        return self.function(name) if can.functions else self.executable(name)
-
-    def began(self) -> set[str]:
-        """Return the names of the tasks that a worker has begun."""
-        return {path.stem for path in self.folder.glob("*.began")}
-
-    def pid(self, name: str) -> int:
-        """Return the process of a task that began."""
-        return int((self.folder / f"{name}.began").read_text())
-
-
-def check(true: object, otherwise: str) -> None:
-    """Raise ConformanceError with a sentence that an author can mend the backend by."""
-    __tracebackhide__ = True
-    if not true:
-        raise ConformanceError(otherwise)
-
-
-def state_of(task: ComputeTask) -> str:
-    """Describe how a task ended, for a message."""
-    if task.exception is None:
-        return str(task.state)
-    return f"{task.state} with {type(task.exception).__name__}: {task.exception}"
-
-
-def must_be(task: ComputeTask, state: TaskState, about: str) -> None:
-    """Raise ConformanceError unless the task is in this state."""
-    __tracebackhide__ = True
-    check(task.state is state, f"{about} must end {state}; it ended {state_of(task)}")
+            for name, value in held.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 async def call_shutdown(backend: ExecutionBackend, seconds: float) -> None:
     """Call a backend's shutdown hook once more, as core does."""
-    from ..batching import AdaptiveBatching
-    from ..hooks import BackendCaller
+    from rhapsody.scheduling.batching import AdaptiveBatching
+    from rhapsody.seam.calls import BackendCaller
 
     result = BackendCaller(backend, AdaptiveBatching(backend.batching)).shutdown(wait=False)
     if inspect.isawaitable(result):

@@ -11,16 +11,22 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
+if TYPE_CHECKING:
+    import psutil
+
 MARK: Final = "RHAPSODY_CONFORMANCE"  # in the environment of every process that descends from this one
 _TICK: Final = 0.05  # seconds
-_STUCK: Final = 16  # looks in a row at which the loop has not turned
+_LIBRARY: Final = str(Path(os.__file__).parent)
+_STUCK: Final = 16  # samples in a row at which the loop has not turned
+_SHORT: Final = 6  # likewise, for a block that comes again
+_AGAIN: Final = 3  # times that the loop must have stood at one line for that long
 _HELPERS: Final = (
     "multiprocessing.resource_tracker",
     "multiprocessing.forkserver",
@@ -32,21 +38,48 @@ def processes() -> dict[int, str]:
     """Return the processes that descend from this one, by pid: children, and whatever carries the mark."""
     import psutil
 
-    mark = os.environ.get(MARK)
-    me = psutil.Process()
-    found: dict[int, str] = {}
-    children = {child.pid for child in me.children(recursive=True)}
-    for process in psutil.process_iter():
-        try:
-            if process.pid == me.pid or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            marked = process.pid in children or (mark is not None and process.environ().get(MARK) == mark)
-            command = " ".join(process.cmdline()) if marked else ""
-        except psutil.Error:  # it ended just now, or is another user's
-            continue
-        if marked and not any(helper in command for helper in _HELPERS):  # the standard library's live as long as we do
-            found[process.pid] = command or "(no command line)"
+    found = {**commands(psutil.Process().children(recursive=True)), **marked(os.environ.get(MARK, ""))}
+    found.pop(os.getpid(), None)
     return found
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Return the processes that carry a mark, by pid."""
+    import psutil
+
+    def has_mark(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error, OSError):  # it ended just now, or is another user's
+            return bool(process.environ().get(MARK) == mark)
+        return False
+
+    return commands(process for process in psutil.process_iter() if has_mark(process))
+
+
+def commands(processes: Iterable[psutil.Process]) -> dict[int, str]:
+    """Return the command lines of those processes that run, by pid.
+
+    Left out are helpers of the standard library's, which end with the last that holds their pipe.
+    """
+    import psutil
+
+    found: dict[int, str] = {}
+    for process in processes:
+        with contextlib.suppress(psutil.Error, OSError):  # it ended just now
+            command = " ".join(process.cmdline())
+            is_helper = any(helper in command for helper in _HELPERS)
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE and not is_helper:
+                found[process.pid] = command or "(no command line)"
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def threads() -> dict[int, str]:
@@ -101,23 +134,27 @@ class Leftovers:
 
 
 class LoopWatch:
-    """Sees from a thread of its own when something keeps the loop from turning, and where.
+    """Finds from a thread of its own when something keeps the loop from turning, and where.
 
-    A loaded machine delays the loop through no fault of anybody's. So what counts is a loop that did not turn for
-    0.8 seconds and either stood at one and the same instruction all the time, or itself computed that long. The start
-    of a process does not count: it ends when the new process has had its first turn.
+    A loaded machine delays the loop through no fault of anybody's. So only samples count at which the loop's thread
+    sleeps, or has computed since the last: one that waits for a processor is not blocked. A block is a loop that did
+    not turn for 0.8 seconds of such samples; or that did not for 0.3 seconds, three times at the same line. The start
+    of a process does not count, nor does a loop that stands in its own selector: no hook keeps it there.
 
     Attributes:
-        blocks: the stack of each such moment, from the place where the loop called.
+        blocks: the stack of each block, from the place where the loop called.
     """
 
     def __init__(self) -> None:
         self.blocks: list[str] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner = threading.get_ident()
+        self._native = threading.get_native_id()
         self._turned = True  # whether the loop has answered the last call
+        self._short: dict[tuple[str, int], int] = {}  # by line: how often the loop stood there for a short time
+        self._stack = ""
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="rhapsody conformance watch", daemon=True)
+        self._thread = threading.Thread(target=self._sample, name="rhapsody conformance watch", daemon=True)
         self._thread.start()
 
     @contextlib.contextmanager
@@ -138,39 +175,63 @@ class LoopWatch:
     def _answer(self) -> None:
         self._turned = True
 
-    def _look(self) -> None:
-        frame: FrameType | None = None
-        place, moved, looks, began = 0, False, 0, 0.0
+    def _sample(self) -> None:
+        count, computed, line = 0, 0.0, ("", 0)
         while not self._ended.wait(_TICK):
             loop = self._loop
             if loop is None or self._turned:
-                frame, moved, looks = None, False, 0
+                if count >= _SHORT:
+                    self._note_short(line)
+                count, computed = 0, self._computed()
                 if loop is not None:
                     self._turned = False
-                    began = self._computed()
                     with contextlib.suppress(RuntimeError):  # it was closed just now
                         loop.call_soon_threadsafe(self._answer)
                 continue
             now = sys._current_frames().get(self._owner)
-            if now is None:
+            before, computed = computed, self._computed()
+            if now is None or now.f_code.co_name == "_execute_child" or now.f_globals.get("__name__") == "selectors":
                 continue
-            if frame is not None and (now is not frame or now.f_lasti != place):
-                moved = True
-            frame, place, looks = now, now.f_lasti, looks + 1
-            if (
-                looks >= _STUCK
-                and now.f_code.co_name != "_execute_child"
-                and (not moved or self._computed() - began > _STUCK * _TICK)
-            ):
-                stack = [line for line in traceback.format_stack(now) if _is_theirs(line)]
-                self.blocks.append("".join(stack[-4:]))
-                self._turned = True  # told once
+            if computed - before > _TICK / 2 or self._is_asleep():
+                count += 1
+                called = _first_of_theirs(now)
+                line = (called.f_code.co_filename, called.f_lineno)
+            stack = [text for text in traceback.format_stack(now) if _is_theirs(text)]
+            self._stack = "".join(stack[-4:])
+            if count >= _STUCK:
+                self.blocks.append(self._stack)
+                self._turned, count = True, 0  # once for each block
+
+    def _note_short(self, line: tuple[str, int]) -> None:
+        self._short[line] = self._short.get(line, 0) + 1
+        if self._short[line] == _AGAIN:
+            self.blocks.append(self._stack)
 
     def _computed(self) -> float:
-        """Return the seconds for which the loop's thread has computed; 0 where the system does not tell."""
+        """Return the seconds for which the loop's thread has computed; 0 where the system does not report it."""
         if not hasattr(time, "pthread_getcpuclockid"):
             return 0.0
         return time.clock_gettime(time.pthread_getcpuclockid(self._owner))
+
+    def _is_asleep(self) -> bool:
+        """Return whether the loop's thread sleeps, rather than waits for a processor or a disk."""
+        try:
+            stat = Path(f"/proc/self/task/{self._native}/stat").read_text()
+        except OSError:  # there is no such file system: what does not compute is taken for asleep
+            return True
+        return stat.rpartition(")")[2].split()[0] == "S"
+
+
+def _is_of_library(file: str) -> bool:
+    return file.startswith((_LIBRARY, "<")) and "site-packages" not in file
+
+
+def _first_of_theirs(frame: FrameType) -> FrameType:
+    """Return the innermost frame that is neither of the standard library nor of the suite: the line to mend."""
+    found: FrameType | None = frame
+    while found is not None and _is_of_library(found.f_code.co_filename):
+        found = found.f_back
+    return found or frame
 
 
 def _is_theirs(line: str) -> bool:
