@@ -1,5 +1,5 @@
 """`python -m rhapsody` is the command `rhapsody`."""
 
-from .cli import main
+from rhapsody.cli import main
 
 main()

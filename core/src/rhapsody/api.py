@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .capabilities import Batching
-from .discovery import available_backends, get_backend, refresh
-from .errors import (
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.backends.lookup import get_backend
+from rhapsody.errors import (
     AmbiguousBackendError,
     BackendConfigurationError,
     BackendError,
@@ -14,10 +15,14 @@ from .errors import (
     BackendNotInstalledError,
     BackendShutdownError,
     BackendStartError,
+    DependencyError,
     DuplicateBackendError,
     DuplicateTaskError,
     InvalidBackendError,
     InvalidTaskError,
+    JournalError,
+    ProtocolError,
+    RepeatedRandomWarning,
     RhapsodyError,
     SerializationError,
     SessionClosedError,
@@ -27,17 +32,37 @@ from .errors import (
     TaskCanceledError,
     TaskError,
     TaskExecutionError,
+    TaskInterruptedError,
+    TaskTimeoutError,
     UnclosedSessionWarning,
     UnsupportedError,
     WorkerLostError,
 )
-from .events import CancelResult
-from .session import Session
-from .states import TaskState
-from .task import ComputeTask, Resources
+from rhapsody.model.outcome import CancelResult
+from rhapsody.model.resources import Resources
+from rhapsody.model.retry import Attempt, Retry
+from rhapsody.model.shared import Shared
+from rhapsody.model.states import TaskState
+from rhapsody.model.task import ComputeTask
+from rhapsody.seam.capabilities import Batching
+from rhapsody.seam.discovery import available_backends, refresh
+from rhapsody.sessions.session import Session
+from rhapsody.worker.seeding import seeded
+
+__path__: list[str] = []  # has old modules, such as `rhapsody.api.session`; `rhapsody.compat` serves them
+
+if not TYPE_CHECKING:  # a type checker should know which names there are
+
+    def __getattr__(name: str) -> Any:
+        """Return what an old name is now."""
+        from rhapsody.compat import old_name
+
+        return old_name(__name__, name)
+
 
 __all__ = [
     "AmbiguousBackendError",
+    "Attempt",
     "BackendConfigurationError",
     "BackendError",
     "BackendLoadError",
@@ -49,26 +74,35 @@ __all__ = [
     "Batching",
     "CancelResult",
     "ComputeTask",
+    "DependencyError",
     "DuplicateBackendError",
     "DuplicateTaskError",
     "InvalidBackendError",
     "InvalidTaskError",
+    "JournalError",
+    "ProtocolError",
+    "RepeatedRandomWarning",
     "Resources",
+    "Retry",
     "RhapsodyError",
     "SerializationError",
     "Session",
     "SessionClosedError",
     "SessionError",
     "SettingsError",
+    "Shared",
     "SubmitError",
     "TaskCanceledError",
     "TaskError",
     "TaskExecutionError",
+    "TaskInterruptedError",
     "TaskState",
+    "TaskTimeoutError",
     "UnclosedSessionWarning",
     "UnsupportedError",
     "WorkerLostError",
     "available_backends",
     "get_backend",
     "refresh",
+    "seeded",
 ]

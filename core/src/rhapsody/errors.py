@@ -2,18 +2,23 @@
 
     RhapsodyError
     ├── SettingsError                 an environment variable holds something unusable (also ValueError)
-    ├── SessionError
-    │   └── SessionClosedError        the session no longer takes, or no longer runs, this
+    ├── SessionError                  a session is used as it cannot be (also RuntimeError)
+    │   ├── SessionClosedError        the session no longer takes, or no longer runs, this
+    │   └── JournalError              a journal cannot be written, or not be read
     ├── TaskError
     │   ├── InvalidTaskError          the description of a task makes no sense (also ValueError)
     │   ├── DuplicateTaskError        a uid, or a task object, that the session already has
     │   ├── UnsupportedError          the backend cannot honour what the task asks for
     │   ├── TaskExecutionError        an executable ended with something else than exit code 0
     │   ├── TaskCanceledError         the task was canceled
+    │   ├── TaskTimeoutError          the task took longer than its timeout or deadline
+    │   ├── DependencyError           a task on which it depends failed or was canceled
     │   ├── SerializationError        arguments, result or exception could not travel between processes
+    │   ├── ProtocolError             the program and a worker have different versions of rhapsody-core
+    │   ├── TaskInterruptedError      the task ran when an earlier run was killed, and was not run again
     │   └── WorkerLostError           the process that ran the task is gone
     └── BackendError
-        ├── BackendNotFoundError      no backend has this name (also LookupError)
+        ├── BackendNotFoundError      no backend has this name (also LookupError, ValueError)
         ├── BackendNotInstalledError  a known backend whose distribution is not installed (also ImportError)
         ├── BackendLoadError          a backend that is installed and cannot be imported (also ImportError)
         ├── AmbiguousBackendError     two distributions offer the same name (also LookupError)
@@ -35,19 +40,31 @@ from typing import Any
 
 
 class RhapsodyError(Exception):
-    """The root of the tree."""
+    """The root of the tree.
+
+    Args:
+        message: what is wrong, of which task and backend, and what to do instead.
+        details: kept in `args` after the message.
+    """
+
+    def __init__(self, message: str = "", *details: Any) -> None:
+        super().__init__(message, *details)
 
 
 class SettingsError(RhapsodyError, ValueError):
     """An environment variable holds something unusable."""
 
 
-class SessionError(RhapsodyError):
+class SessionError(RhapsodyError, RuntimeError):
     """Something is wrong with how a session is used."""
 
 
 class SessionClosedError(SessionError):
     """The session is closed, or closed before the task could end."""
+
+
+class JournalError(SessionError):
+    """The journal of a session cannot be written, or not be read."""
 
 
 class TaskError(RhapsodyError):
@@ -71,7 +88,8 @@ class TaskExecutionError(TaskError):
 
     Attributes:
         uid: the task.
-        exit_code: what the process returned; negative for the signal that ended it; None if it never started.
+        exit_code: what the process returned; negative for the signal that ended it; 127 if it was not
+            found, 126 if it could not be run; None if it was never tried.
         stderr: the end of its standard error.
         paths: the files that hold its standard output and error, where they were captured to files.
     """
@@ -85,6 +103,11 @@ class TaskExecutionError(TaskError):
         self.stderr = stderr
         self.paths = tuple(paths)
         self.reason = reason
+
+    @property
+    def task_uid(self) -> str:
+        """The task: `uid` by its name in older scripts."""
+        return self.uid
 
     def __str__(self) -> str:
         """Name the task, how it ended, and the last that it said."""
@@ -103,6 +126,54 @@ class TaskExecutionError(TaskError):
 
 class TaskCanceledError(TaskError):
     """The task was canceled."""
+
+
+class TaskTimeoutError(TaskError):
+    """The task took longer than its timeout or deadline, and was stopped.
+
+    Attributes:
+        uid: the task.
+        limit: which of the two, "timeout" or "deadline".
+        seconds: the limit.
+        stdout: what an executable had written, where it was kept in memory.
+        stderr: likewise.
+    """
+
+    def __init__(
+        self, uid: str, limit: str, seconds: float, stdout: str | None = None, stderr: str | None = None
+    ) -> None:
+        super().__init__(uid, limit, seconds, stdout, stderr)
+        self.uid = uid
+        self.limit = limit
+        self.seconds = seconds
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def __str__(self) -> str:
+        """Name the task and the limit, and the last that it said."""
+        since = "it started" if self.limit == "timeout" else "its submit"
+        text = f"task {self.uid} had not ended {self.seconds:g} seconds after {since} ({self.limit})"
+        return f"{text}\n{self.stderr.rstrip()[-2000:]}" if self.stderr and self.stderr.strip() else text
+
+
+class DependencyError(TaskError):
+    """A task on which this one depends failed or was canceled; `__cause__` is the exception of that task.
+
+    Attributes:
+        uid: the task that did not run.
+        root: the uid of the task that failed first.
+        reason: why that one failed.
+    """
+
+    def __init__(self, uid: str, root: str, reason: str = "") -> None:
+        super().__init__(uid, root, reason)
+        self.uid = uid
+        self.root = root
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Name both tasks, and why the first failed."""
+        return f"task {self.uid} did not run, since it depends on task {self.root}, which ended with {self.reason}"
 
 
 class SerializationError(TaskError):
@@ -124,6 +195,14 @@ class SerializationError(TaskError):
         return f"{message}\n{self.original_traceback}".rstrip()
 
 
+class TaskInterruptedError(TaskError):
+    """The task ran when an earlier run of its session was killed, and was not run again: its effects are unknown."""
+
+
+class ProtocolError(TaskError):
+    """What travels between the program and a worker is of another version, or of a kind that one end does not know."""
+
+
 class WorkerLostError(TaskError):
     """The process that ran the task is gone; whether the task's effects happened is unknown."""
 
@@ -132,7 +211,7 @@ class BackendError(RhapsodyError):
     """Something is wrong with a backend."""
 
 
-class BackendNotFoundError(BackendError, LookupError):
+class BackendNotFoundError(BackendError, LookupError, ValueError):
     """No backend has this name."""
 
 
@@ -178,6 +257,10 @@ class BackendShutdownError(BackendError):
 
 class UnclosedSessionWarning(RuntimeWarning):
     """A session was abandoned without `await session.close()`."""
+
+
+class RepeatedRandomWarning(RuntimeWarning):
+    """Several tasks get copies of one random generator, and so draw the same numbers."""
 
 
 def describe(value: Any) -> str:

@@ -7,10 +7,10 @@ show, plot  the results as a table and a chart of text, and as a picture
 
 from __future__ import annotations
 
-from .chart import plot, show
-from .compare import compare
-from .raw import RawEngine, find_raw_engine
-from .results import Comparison, Point, Spread
-from .work import KINDS, Kind
+from rhapsody.measure.chart import plot, show
+from rhapsody.measure.compare import compare
+from rhapsody.measure.raw import RawEngine, find_raw_engine
+from rhapsody.measure.results import Comparison, Point, Spread
+from rhapsody.measure.work import KINDS, Kind
 
 __all__ = ["KINDS", "Comparison", "Kind", "Point", "RawEngine", "Spread", "compare", "find_raw_engine", "plot", "show"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from .results import Comparison, Point, Spread
+from rhapsody.measure.results import Comparison, Point, Spread
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,12 +19,12 @@ _LEGEND: Final = (
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time with three digits and a unit."""
+    """Return a time with three digits, in s, ms, µs or ns."""
     if seconds is None:
         return "-"
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+    for symbol, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
+            return f"{seconds * factor:.3g} {symbol}"
     return f"{seconds * 1e9:.0f} ns"
 
 

@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from ..backends.base import ExecutionBackend
-from ..session import Session
-from ..task import ComputeTask
-from .raw import RawEngine, RawFactory
-from .results import Comparison, Point, Spread
-from .work import KINDS, Kind, noop, work
+from rhapsody.measure.raw import RawEngine, RawFactory
+from rhapsody.measure.results import Comparison, Point, Spread
+from rhapsody.measure.work import KINDS, Kind, noop, work
+from rhapsody.model.task import ComputeTask
+from rhapsody.seam.backend import AttachableBackend
+from rhapsody.sessions.session import Session
 
 _SAMPLES: Final = 300  # single tasks whose latency is taken
 _PATIENCE: Final = 10.0  # seconds for these, and for all points of a curve
@@ -31,7 +31,7 @@ _MEMORY_TASKS: Final = 2000
 
 
 async def compare(
-    backend: ExecutionBackend,
+    backend: AttachableBackend,
     raw: RawFactory | None = None,
     *,
     name: str | None = None,
@@ -53,7 +53,7 @@ async def compare(
         rounds: of each, in turn.
         details: whether to take latency, the curve of efficiency and memory too.
         session: in which the backend runs; it is left open.
-        on_stage: told what comes next.
+        on_stage: called with the name of each stage before it starts.
     """
     if session is None:
         async with Session([backend]) as own:
@@ -235,7 +235,7 @@ async def _curve(run: Callable[..., Awaitable[None]], slots: int) -> tuple[Point
     seconds, end = _LONGEST, time.perf_counter() + _PATIENCE
     while seconds > 1e-6:
         count = int(min(_MOST, max(4 * slots, _POINT * slots / seconds)))
-        count -= count % slots  # equal shares, or the last ones would look like waste
+        count -= count % slots  # equal shares, or the last ones would count as waste
 
         def length(_: int, each: float = seconds) -> tuple[float]:
             return (each,)

@@ -10,12 +10,12 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from ..backends.base import ExecutionBackend
-from .raw import RawEngine
+from rhapsody.measure.raw import RawEngine
+from rhapsody.seam.backend import AttachableBackend
 
 
 @contextmanager
-def raw_engine(backend: ExecutionBackend, slots: int) -> Iterator[RawEngine]:
+def raw_engine(backend: AttachableBackend, slots: int) -> Iterator[RawEngine]:
     """Yield an executor as wide as the backend: of processes where functions travel, else of threads."""
     remote = backend.capabilities.remote
     pool: Executor

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import attrs
 
-from ..backends.base import ExecutionBackend
+from rhapsody.seam.backend import AttachableBackend
+from rhapsody.seam.metadata import entry_points
 
 GROUP: Final = "rhapsody.bench"
 
@@ -22,7 +22,7 @@ class RawEngine:
         label: its calls, in the engine's words.
         run: `run(function, calls)` submits `function(*arguments)` for each of the calls, one by one, and returns when
             all have ended. Called in one thread, which is not the loop's.
-        commands: `commands(argvs)` runs programs, likewise; None if the engine has no way of its own.
+        commands: `commands(argvs)` runs executables, likewise; None if the engine has no way of its own.
         awaited: `await awaited(function)` runs one call from the loop, where the engine has a way to; None measures
             the latency of `run`.
         most: tasks in a round, at most, where more would take too long.
@@ -35,16 +35,17 @@ class RawEngine:
     most: int = 20_000
 
 
-RawFactory = Callable[[ExecutionBackend, int], AbstractContextManager[RawEngine]]
+RawFactory = Callable[[AttachableBackend, int], AbstractContextManager[RawEngine]]
 
 
 def find_raw_engine(name: str) -> RawFactory | None:
-    """Return what makes the raw engine of a backend, given the started backend and its slots; None if nothing does.
+    """Return the factory of a backend's raw engine, given the started backend and its slots; None if there is none.
 
     Args:
         name: of the backend, as in `rhapsody backends`; entry points of the group `rhapsody.bench` have the same.
     """
-    for point in importlib.metadata.entry_points(group=GROUP, name=name.rpartition(":")[2]):
-        factory: RawFactory = point.load()
-        return factory
+    for point in entry_points(GROUP):
+        if point.name == name.rpartition(":")[2]:
+            factory: RawFactory = point.load()
+            return factory
     return None

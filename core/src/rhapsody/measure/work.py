@@ -34,9 +34,9 @@ class Kind(NamedTuple):
 
     Attributes:
         tasks: how many make a round, unless the user says.
-        function: what is called; None for programs.
-        arguments: makes the arguments of a call; of a program, its command line.
-        seconds: that a task takes of itself.
+        function: what is called; None for executables.
+        arguments: makes the arguments of a call; of an executable, its command line.
+        seconds: that the work of a task takes.
         summary: in a few words.
     """
 
@@ -50,7 +50,7 @@ class Kind(NamedTuple):
 KINDS: Final = {
     "noop": Kind(20_000, noop, lambda _: (), 0.0, "functions that do nothing"),
     "sleep": Kind(500, work, lambda _: (0.01,), 0.01, "functions that sleep 10 ms"),
-    "executable": Kind(300, None, lambda _: ("true",), 0.0, "programs that do nothing"),
+    "executable": Kind(300, None, lambda _: ("true",), 0.0, "executables that do nothing"),
     "payload": Kind(
         1000, length, lambda n: (n.to_bytes(8, "little") * (_PAYLOAD // 8),), 0.0, "functions of 100 kB, each its own"
     ),
