@@ -18,7 +18,7 @@ def _call(arguments: tuple[Any, ...], function: Callable[..., Any]) -> Any:
     return function(*arguments)
 
 
-def _program(argv: Sequence[str]) -> int:
+def _run_executable(argv: Sequence[str]) -> int:
     return subprocess.run(argv, capture_output=True, check=True).returncode
 
 
@@ -31,7 +31,7 @@ def raw_engine(backend: DaskExecutionBackend, slots: int) -> Iterator[RawEngine]
             client.gather(client.map(_call, list(calls), function=function, pure=False))
 
         def commands(argvs: Sequence[Sequence[str]]) -> None:
-            client.gather(client.map(_program, list(argvs), pure=False))
+            client.gather(client.map(_run_executable, list(argvs), pure=False))
 
         async def awaited(function: Callable[[], Any]) -> Any:
             return await asyncio.to_thread(lambda: client.submit(function, pure=False).result())

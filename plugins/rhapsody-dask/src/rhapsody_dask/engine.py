@@ -2,45 +2,36 @@
 
 Dask's side of the backend runs on one event loop, the *engine's loop*: that of the user's client or cluster where they
 gave one, and otherwise a loop in a thread of our own. A scheduler on the user's own loop would stand still whenever
-their code computes; on its own thread it goes on feeding the workers, at the same cost per unit.
+their code computes; on its own thread it goes on feeding the workers, at the same cost per batch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import multiprocessing
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import dask.config
-from distributed import Client, LocalCluster, Nanny, Worker
+from distributed import Client, LocalCluster, Nanny, Security
 from distributed.deploy.cluster import Cluster
 from rhapsody.errors import BackendConfigurationError, BackendStartError
 
+from .clusters import local_cluster, make_scratch, queue_cluster, remove_certificates
+from .queues import SYSTEMS, QueueRequest
+
 T = TypeVar("T")
 
-SCRATCH: Final = "rhapsody-dask"
-_COMES: Final = 10.0  # seconds that a cluster whose start was interrupted has to come up, to be closed in good order
-# No dashboard unless asked for, and any free port for what is left of it: a port that is taken is a warning on the
-# user's terminal, and several clusters on one machine are nothing unusual here.
-NO_DASHBOARD: Final = {"dashboard": False, "dashboard_address": ":0"}
-
-
-def cluster_keywords() -> set[str]:
-    """Return the keywords that LocalCluster takes, its own and those that it passes on to workers."""
-    words: set[str] = set()
-    for kind in (LocalCluster, Nanny, Worker):
-        for name, parameter in inspect.signature(kind.__init__).parameters.items():
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in ("self", "scheduler_ip"):
-                words.add(name)
-    return words
+_START_GRACE: Final = (
+    10.0  # seconds that a cluster whose start was interrupted has to come up, to be closed in good order
+)
+_CLIENT_CLOSE: Final = 5.0  # seconds that a client has to close
+_CLUSTER_CLOSE: Final = 15.0  # seconds that a cluster has to close
 
 
 class LoopThread:
@@ -75,9 +66,11 @@ class Engine:
     """A cluster and a client of it, ours or the user's.
 
     Args:
-        keywords: for the LocalCluster to start, where neither of the others is given.
-        cluster: the user's cluster, or the address of its scheduler.
+        keywords: for the LocalCluster to start, where none of the others is given.
+        cluster: the user's cluster, the address of its scheduler, or what a batch system is asked for.
         client: the user's client.
+        security: for the connections of what is started here, or to an address.
+        folder: returns the session's folder.
 
     Attributes:
         client: connected, once `open` has returned; its methods belong to the engine's loop.
@@ -85,16 +78,25 @@ class Engine:
     """
 
     def __init__(
-        self, keywords: Mapping[str, Any], cluster: Cluster | str | None = None, client: Client | None = None
+        self,
+        keywords: Mapping[str, Any],
+        cluster: Cluster | QueueRequest | str | None,
+        client: Client | None,
+        security: Security | bool | None,
+        folder: Callable[[], Path],
     ) -> None:
         self._keywords = keywords
-        self._given_cluster = cluster
+        self._request = cluster if isinstance(cluster, QueueRequest) else None
+        self._given_cluster = None if isinstance(cluster, QueueRequest) else cluster
+        self._security = security
+        self._folder = folder
         self._given_client = client
         self._thread: LoopThread | None = None
-        self._own_cluster: LocalCluster | None = None
-        self._coming: asyncio.Task[LocalCluster] | None = None  # the cluster, while it starts
+        self._own_cluster: Cluster | None = None
+        self._coming: asyncio.Task[Cluster] | None = None  # the cluster, while it starts
         self._own_client: Client | None = None
         self._scratch: str | None = None
+        self._environment: dict[str, str | None] = {}  # the program's own, of the variables that nannies set in it
         self._client: Client | None = client
         if client is not None:
             self.loop = _loop_of(client)
@@ -112,14 +114,19 @@ class Engine:
 
     @property
     def is_adaptive(self) -> bool | None:
-        """Whether the cluster adds workers by itself when there is work; None if it cannot be told from here."""
+        """Whether the cluster adds workers by itself when there is work; None if that is unknown here."""
         cluster = self._own_cluster or getattr(self.client, "cluster", None)
         return None if cluster is None else getattr(cluster, "_adaptive", None) is not None
 
     @property
+    def is_on_this_machine(self) -> bool:
+        """Whether all workers that there ever are run on this machine."""
+        return isinstance(self._own_cluster or getattr(self.client, "cluster", None), LocalCluster)
+
+    @property
     def owns_cluster(self) -> bool:
-        """Whether the cluster was started here, and will be closed here."""
-        return self._own_cluster is not None
+        """Whether the cluster was started here, on this machine, and will be closed here."""
+        return self._own_cluster is not None and self._request is None
 
     @property
     def address(self) -> str | None:
@@ -138,7 +145,7 @@ class Engine:
         """Start what is to be started, and connect. On the engine's loop.
 
         Raises:
-            BackendStartError: the cluster did not start, or nobody listens.
+            BackendStartError: the cluster did not start, or no scheduler answers.
         """
         if self._given_client is not None:
             if self._given_client.asynchronous:
@@ -148,37 +155,53 @@ class Engine:
             return
         target = self._given_cluster
         if target is None:
-            # Not canceled with this: Dask does not survive being interrupted here. `close` waits for it.
+            # Not canceled with this coroutine: Dask cannot be interrupted here. `close` waits for it.
             self._coming = asyncio.ensure_future(self._start_cluster())
             self._coming.add_done_callback(lambda done: done.cancelled() or done.exception())
             target = await asyncio.shield(self._coming)
         try:
+            security = {"security": self._security} if isinstance(self._security, Security) else {}
             self._own_client = self._client = await Client(
-                target, asynchronous=True, set_as_default=False, name="rhapsody"
+                target, asynchronous=True, set_as_default=False, name="rhapsody", **security
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise BackendStartError(f"no Dask scheduler answers at {target}: {error}") from error
 
-    async def _start_cluster(self) -> LocalCluster:
+    async def _start_cluster(self) -> Cluster:
         if getattr(multiprocessing.process.current_process(), "_inheriting", False):
             raise BackendStartError(
                 "the script starts its session again in each Dask worker, because Dask's workers import it: put what "
                 "starts the session under `if __name__ == '__main__':`"
             )
+        kind = "LocalCluster" if self._request is None else SYSTEMS[self._request.system]
+        given = self._keywords if self._request is None else self._request.keywords
         try:
-            given = dict(self._keywords)
-            scheduler = dict(given.pop("scheduler_kwargs", None) or {})
-            if "dashboard_address" not in given:
-                scheduler = {**NO_DASHBOARD, **scheduler}
-            if "local_directory" not in given:
-                given["local_directory"] = self._scratch = make_scratch()
-                scheduler.setdefault("local_directory", self._scratch)
-            self._own_cluster = LocalCluster(**{**given, "scheduler_kwargs": scheduler, "asynchronous": True})
+            if self._request is not None:
+                self._own_cluster = queue_cluster(self._request, self._security, self._folder())
+                await self._own_cluster
+                self._own_cluster.scale(jobs=self._request.nodes)
+                return self._own_cluster
+            self._scratch = make_scratch()
+            self._environment = {name: os.environ.get(name) for name in _nanny_environment()}
+            self._own_cluster = local_cluster(given, self._security, self._scratch)
             return await self._own_cluster
         except (TypeError, ValueError) as error:
-            raise BackendConfigurationError(f"LocalCluster refused {dict(self._keywords)!r}: {error}") from error
-        except (OSError, RuntimeError) as error:
-            raise BackendStartError(f"LocalCluster did not start: {error} ({_root_of(error)})") from error
+            raise BackendConfigurationError(f"{kind} refused {dict(given)!r}: {error}") from error
+        except (OSError, RuntimeError, ImportError) as error:
+            raise BackendStartError(f"{kind} did not start: {error} ({_root_of(error)})") from error
+        finally:
+            self._restore_environment()
+
+    def _restore_environment(self) -> None:
+        """Undo what nannies wrote into the program's environment for the workers that they started.
+
+        distributed 2026.8 (nanny.py, pre_spawn_env) leaves OMP_NUM_THREADS=1 and others there: executables of
+        another backend, and numpy imported later, would have one thread.
+        """
+        written = _nanny_environment()
+        for name, before in self._environment.items():
+            if os.environ.get(name) == written.get(name) != before:
+                os.environ.pop(name) if before is None else os.environ.update({name: before})
 
     async def close(self, wait: bool) -> None:
         """Close what was opened here, the client first: otherwise both complain. On the engine's loop.
@@ -187,17 +210,19 @@ class Engine:
             wait: whether the workers are idle. Those that are not are killed: left to themselves they take 5 seconds.
         """
         if self._coming is not None:
-            await asyncio.wait([self._coming], timeout=_COMES)
+            await asyncio.wait([self._coming], timeout=_START_GRACE)
         client, self._own_client = self._own_client, None
-        cluster, self._own_cluster = self._own_cluster, None
         try:
             if client is not None:
-                await _bounded(client.close(), 5)
+                await _bounded(client.close(), _CLIENT_CLOSE)
         finally:
+            cluster, self._own_cluster = self._own_cluster, None
             if cluster is not None:
                 if not wait:
                     await _kill_workers(cluster)
-                await _bounded(cluster.close(), 15)
+                await _bounded(cluster.close(), _CLUSTER_CLOSE)
+                remove_certificates(cluster)
+                self._restore_environment()  # a nanny that started a worker again wrote them again
             if self._scratch is not None:
                 shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -208,34 +233,18 @@ class Engine:
             thread.stop()
 
 
+def _nanny_environment() -> dict[str, str]:
+    """Return what a nanny sets in its own process before it starts a worker, as nanny.py does."""
+    configured = dask.config.get("distributed.nanny.pre-spawn-environ", None) or {}
+    hash_seed = {"PYTHONHASHSEED": "6640"}
+    return hash_seed | {name: str(value) for name, value in configured.items() if value is not None}
+
+
 def _loop_of(given: Client | Cluster) -> asyncio.AbstractEventLoop:
     loop = getattr(given.loop, "asyncio_loop", None)
     if loop is None or loop.is_closed():
         raise BackendConfigurationError(f"{given!r} has no running event loop: it was closed, or never started")
     return loop  # type: ignore[no-any-return]  # tornado ships no types for it
-
-
-def make_scratch() -> str:
-    """Make the folder in which the workers of a cluster of ours keep theirs; Dask's own default is never removed.
-
-    The folders of programs that were killed are removed first: their names tell whose they are.
-    """
-    parent = Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir())
-    for left in parent.glob(f"{SCRATCH}-*-*"):
-        owner = left.name.split("-")[2]
-        if owner.isdecimal() and not _is_alive(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)  # another user's stays
-    return tempfile.mkdtemp(prefix=f"{SCRATCH}-{os.getpid()}-", dir=parent)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def _root_of(error: BaseException) -> str:
@@ -244,18 +253,18 @@ def _root_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-async def _kill_workers(cluster: LocalCluster) -> None:
+async def _kill_workers(cluster: Cluster) -> None:
     for nanny in cluster.workers.values():
         if isinstance(nanny, Nanny) and nanny.process is not None and nanny.process.process is not None:
             nanny.auto_restart = False
             await nanny.process.process.kill()
 
 
-class Hush:
-    """Keeps Dask's own lines from the terminal while clusters of ours are closed, for what they tell of is our doing.
+class QuietLoggers:
+    """Silences Dask's loggers while our own clusters are closed, since their warnings are about that close.
 
-    Dask holds the cluster's lines back by itself, but lets go of them a moment before the last comes. Several clusters
-    may be closed at once; the levels are as before when the last of them is.
+    Dask silences the cluster's loggers itself, but ends that just before the last warning. Several clusters may be
+    closed at once; the levels are restored when the last of them is.
     """
 
     _LOGGERS: Final = tuple(map(logging.getLogger, ("distributed", "distributed.client", "distributed.nanny")))
@@ -283,7 +292,7 @@ class Hush:
                     logger.setLevel(level)
 
 
-HUSH: Final = Hush()
+QUIET: Final = QuietLoggers()
 
 
 async def _bounded(work: Awaitable[Any], seconds: float) -> None:

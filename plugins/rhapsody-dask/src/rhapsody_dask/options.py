@@ -1,4 +1,4 @@
-"""What users write, checked and translated into Dask's words. Pure: nothing here imports Dask."""
+"""Checks what users write and translates it to Dask's keywords. Pure: nothing here imports Dask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from rhapsody.plugin import ComputeTask
 
 TASK_OPTIONS: Final = frozenset({"resources", "priority", "retries", "workers", "allow_other_workers"})
 GPU: Final = "GPU"  # the name under which Dask's documentation has workers offer their GPUs
-# The backend's own business, however LocalCluster calls it.
+_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+OPEN: Final = (
+    "backend {backend!r}: whoever reaches {address} can run code as you: the scheduler has no certificates; start it "
+    "with them, and give the backend security=Security(...), or listen on the loopback alone"
+)
+# Keywords of LocalCluster that the backend sets itself.
 _RESERVED: Final = {
     "asynchronous": "the backend decides on which loop the cluster runs",
     "loop": "the backend decides on which loop the cluster runs",
@@ -23,7 +28,7 @@ _RESERVED: Final = {
 
 @attrs.frozen(kw_only=True)
 class Placement:
-    """Where and how one unit runs; units of the same placement are submitted together.
+    """Where and how one batch runs; batches of the same placement are submitted together.
 
     Attributes:
         resources: Dask resources that its worker must have free, as sorted pairs.
@@ -31,6 +36,8 @@ class Placement:
         retries: how often a failed task is run again on its worker, and a lost one on another.
         workers: addresses, names or hosts of the workers that may run it; empty for all.
         allow_other_workers: whether `workers` is only a preference.
+        cores: threads of its worker that it takes.
+        memory: bytes of its worker's limit that it takes.
     """
 
     resources: tuple[tuple[str, float], ...] = ()
@@ -38,19 +45,28 @@ class Placement:
     retries: int = 0
     workers: tuple[str | int, ...] = ()
     allow_other_workers: bool = False
+    cores: int = 1
+    memory: int = 0
 
-    def keywords(self) -> dict[str, Any]:
+    def keywords(self, workers: Iterable[WorkerInfo] = ()) -> dict[str, Any]:
         """Return the keywords for `Client.map`.
 
-        Retries are not among them: the worker and the backend see to these, so that nothing runs twice unasked.
+        Args:
+            workers: all that there are. Those that are too small are left out; Dask counts tasks, not their threads.
+
+        Retries are not among them: the worker and the backend do these, so that nothing runs twice unasked.
         """
-        words: dict[str, Any] = {"priority": self.priority, "pure": False}
+        keywords: dict[str, Any] = {"priority": self.priority, "pure": False}
         if self.resources:
-            words["resources"] = dict(self.resources)
-        if self.workers:
-            words["workers"] = list(self.workers)
-            words["allow_other_workers"] = self.allow_other_workers
-        return words
+            keywords["resources"] = dict(self.resources)
+        large = list(workers) if self.cores > 1 or self.memory else []
+        fit = [worker.address for worker in large if worker.may_run(self)]
+        if len(fit) < len(large):
+            keywords["workers"], keywords["allow_other_workers"] = fit, False
+        elif self.workers:
+            keywords["workers"] = list(self.workers)
+            keywords["allow_other_workers"] = self.allow_other_workers
+        return keywords
 
 
 ANYWHERE: Final = Placement()
@@ -66,6 +82,7 @@ class WorkerInfo:
         host: where it runs.
         threads: tasks that it runs at the same time.
         resources: Dask resources that it offers in all.
+        memory: its limit, in bytes; 0 where it has none to share out.
         packages: versions of Python and of packages there.
         directory: its scratch folder.
     """
@@ -75,16 +92,28 @@ class WorkerInfo:
     host: str
     threads: int
     resources: Mapping[str, float] = attrs.field(factory=dict)
+    memory: int = 0
     packages: Mapping[str, str | None] = attrs.field(factory=dict)
     directory: str = ""
 
     def may_run(self, placement: Placement) -> bool:
-        """Return whether the worker could run a unit of this placement, once it has nothing else to do."""
+        """Return whether the worker could run a batch of this placement, once it has nothing else to do."""
         if placement.workers and not placement.allow_other_workers:
             known = {self.address, self.address.rpartition("://")[2], str(self.name), self.host}
             if known.isdisjoint(map(str, placement.workers)):
                 return False
+        if placement.cores > self.threads or placement.memory > self.memory:
+            return False
         return all(self.resources.get(name, 0) >= amount for name, amount in placement.resources)
+
+
+def is_open(address: str | None) -> bool:
+    """Whether a scheduler listens beyond the loopback without certificates."""
+    protocol, _, rest = (address or "").partition("://")
+    if protocol not in ("tcp", "ws", "ucx"):
+        return False
+    host = rest.rpartition(":")[0].strip("[]")
+    return not (host.startswith("127.") or host in ("localhost", "::1"))
 
 
 def check_cluster_keywords(given: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -115,11 +144,17 @@ def _check_counts(given: Mapping[str, Any]) -> None:
             raise BackendConfigurationError(f"resources of dask: {key} must be an integer from 0, not {value!r}")
 
 
+def runs_one_at_a_time(given: Mapping[str, Any]) -> bool:
+    """Whether each worker of a LocalCluster of these keywords is a process that runs one task at a time, for sure."""
+    has_nannies = given.get("processes", True) is True and "worker_class" not in given
+    return given.get("threads_per_worker") == 1 and has_nannies
+
+
 def placement_of(task: ComputeTask, backend: str) -> Placement:
     """Translate a task's resources and options; core has refused what the backend does not declare.
 
     Raises:
-        UnsupportedError: a value that makes no sense for its option.
+        UnsupportedError: an invalid value of an option.
     """
     if task.resources is None and not task.backend_options:
         return ANYWHERE
@@ -145,11 +180,20 @@ def placement_of(task: ComputeTask, backend: str) -> Placement:
         retries=retries,
         workers=tuple(workers),
         allow_other_workers=bool(allow_others),
+        cores=1 if task.resources is None else task.resources.cores,
+        memory=0 if task.resources is None else task.resources.memory or 0,
     )
 
 
+def threads_of(task: ComputeTask) -> dict[str, dict[str, str]]:
+    """Return the variables that keep the libraries of a task to its cores, by its uid."""
+    if task.resources is None:
+        return {}
+    return {task.uid: dict.fromkeys(_THREADS, str(task.resources.cores_per_rank))}
+
+
 def unmet(placement: Placement, workers: Iterable[WorkerInfo]) -> str | None:
-    """Say why no worker can ever run a unit of this placement; None if one can.
+    """Return why no worker can ever run a batch of this placement; None if one can.
 
     Args:
         placement: what it asks for.
@@ -159,12 +203,15 @@ def unmet(placement: Placement, workers: Iterable[WorkerInfo]) -> str | None:
     if any(worker.may_run(placement) for worker in workers):
         return None
     offers = "; ".join(
-        f"{worker.name} at {worker.address} offers {_amounts(worker.resources.items()) or 'no resources'}"
-        for worker in workers[:20]
+        f"{worker.name} at {worker.address} offers {_offer(worker, placement)}" for worker in workers[:20]
     )
     wanted = []
     if placement.resources:
         wanted.append(f"has {_amounts(placement.resources)}")
+    if placement.cores > 1:
+        wanted.append(f"has {placement.cores} threads")
+    if placement.memory:
+        wanted.append(f"has {placement.memory} bytes of memory")
     if placement.workers and not placement.allow_other_workers:
         wanted.append(f"is one of {', '.join(map(str, placement.workers))}")
     more = f" (and {len(workers) - 20} more)" if len(workers) > 20 else ""
@@ -172,13 +219,13 @@ def unmet(placement: Placement, workers: Iterable[WorkerInfo]) -> str | None:
 
 
 def mismatches(ours: Mapping[str, str | None], worker: WorkerInfo) -> list[str]:
-    """Name what differs between us and a worker in a way that breaks functions on their way: Python, cloudpickle."""
-    told = []
-    for package, digits in (("python", 2), ("cloudpickle", 3)):
+    """Name what differs between here and a worker in a way that breaks tasks: Python, cloudpickle, rhapsody-core."""
+    found = []
+    for package, digits in (("python", 2), ("cloudpickle", 3), ("rhapsody-core", None)):
         here, there = ours.get(package), worker.packages.get(package)
         if here and there and here.split(".")[:digits] != there.split(".")[:digits]:
-            told.append(f"{package} {here} here and {there} on worker {worker.address}")
-    return told
+            found.append(f"{package} {here} here and {there} on worker {worker.address}")
+    return found
 
 
 def _resources(value: Any, where: str) -> dict[str, float]:
@@ -198,6 +245,14 @@ def _integer(options: Mapping[str, Any], key: str, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise UnsupportedError(f"{where}: option {key} must be an integer, not {value!r}")
     return value
+
+
+def _offer(worker: WorkerInfo, placement: Placement) -> str:
+    """Name what a worker has of the kinds that a placement asks for."""
+    offers = [_amounts(worker.resources.items())] if worker.resources else []
+    offers += [f"{worker.threads} threads"] if placement.cores > 1 else []
+    offers += [f"{worker.memory} bytes of memory"] if placement.memory else []
+    return ", ".join(offers) or "no resources"
 
 
 def _amounts(pairs: Iterable[tuple[str, float]]) -> str:
