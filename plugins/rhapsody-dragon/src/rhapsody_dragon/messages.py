@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any, Final
 
-#: Place of the sender, unit, kind.
+#: Number of the worker, batch, kind.
 HEAD: Final = struct.Struct("<IQB")
 #: Bytes of one part with its head; Dragon's allocator rounds up to a power of two.
 PART: Final = 8 * 2**20
@@ -22,9 +22,10 @@ QUEUE_SIZE: Final = 1000
 #: Bytes that a queue sets aside for each message; what is longer is put beside it. Dragon's own number, 64 KiB, would
 #: take 64 MiB for a queue, and 32 workers all of its memory pool (4 GiB).
 BLOCK_SIZE: Final = 1024
-#: Seconds for which one wait for a message lasts, before it looks whether it is still wanted.
-WAIT_SECONDS: Final = 1.0
-#: Seconds for a message to be taken by the far end.
+#: Seconds for which one wait for a message lasts, before it checks whether it is still wanted. Each wait of Dragon's
+#: begins with about 80 ms in which it spins: waits of one second took 8% of a core.
+WAIT_SECONDS: Final = 15.0
+#: Seconds for a message to be taken by the receiver.
 PUT_DEADLINE: Final = 60.0
 #: Seconds between two tries to get memory for a message.
 _MEMORY_SECONDS: Final = 0.01
@@ -35,21 +36,20 @@ Message = bytes | bytearray | memoryview
 class Kind(IntEnum):
     """What a message is."""
 
-    READY = 0  # the worker takes units; its pid and its parent's follow
+    READY = 0  # the worker takes batches; its pid and its parent's follow
     PART = 1  # a part of a frame, or of a batch; more of it follows
     FRAME = 2  # a frame, or the last part of one
     RUN = 3  # a batch, or the last part of one
-    END = 4  # the unit is over
-    GONE = 5  # a process has ended: the user's side tells itself, so that it is read after the process's last frame
-    STOP = 6  # the far end is to leave
-    KILL = 7  # end this process, if it still runs this task; without one, in any case
-    TERMINATE = 8  # stop the executable of this uid
-    JOB = 9  # how a unit of Batch ended, as a pickle
-    STARTED = 10  # what was started lately is up
-    SKIP = 11  # do not begin this task
-    LEFT_OUT = 12  # it will not begin
-    CLAIM = 13  # a unit of Batch begins, if the answer on the queue that follows is RUN; without a queue it begins
-    WORKER = 14  # a worker of Batch is up; what follows is as in its claims
+    END = 4  # the batch is over
+    GONE = 5  # a worker has ended: the user's side sends it to itself, so that it is read after the worker's last frame
+    STOP = 6  # the receiver is to leave
+    DIE = 7  # end this process, whatever it runs
+    KILL = 8  # leave this function out, or end this process if it runs it
+    TERMINATE = 9  # leave this executable out, or stop it if it runs
+    LEFT_OUT = 10  # the task will not begin
+    BEGUN = 11  # it has begun
+    GIVE_BACK = 12  # leave these tasks out, unless they have begun
+    GIVEN_BACK = 13  # these will not begin here
 
 
 def new_queue(size: int = QUEUE_SIZE) -> Any:
@@ -80,17 +80,11 @@ def let_be(*queues: Any) -> None:
 
 
 def send(
-    queue: Any, place: int, unit: int, kind: Kind, data: bytes | memoryview = b"", timeout: float | None = None
+    queue: Any, worker: int, batch: int, kind: Kind, data: bytes | memoryview = b"", timeout: float | None = None
 ) -> None:
     """Put one message into a queue, in parts where it is large; wait for room in the queue, and for memory.
 
-    Args:
-        queue: of Dragon.
-        place: the sender's or the receiver's number.
-        unit: what it is about.
-        kind: what it is.
-        data: what it says.
-        timeout: seconds for each part; None waits for ever.
+    `worker` is the number of the one that sends or receives, `timeout` in seconds for each part; None waits for ever.
 
     Raises:
         queue.Full, or an exception of Dragon: it was not put, or not all of it.
@@ -98,12 +92,12 @@ def send(
     size = PART - HEAD.size
     if len(data) > size:
         view = memoryview(data)
-        head = HEAD.pack(place, unit, Kind.PART)
+        head = HEAD.pack(worker, batch, Kind.PART)
         while len(view) > size:
             _put(queue, head + view[:size], timeout)
             view = view[size:]
         data = view
-    _put(queue, HEAD.pack(place, unit, kind) + data, timeout)
+    _put(queue, HEAD.pack(worker, batch, kind) + data, timeout)
 
 
 def _put(queue: Any, message: bytes, timeout: float | None) -> None:
@@ -132,27 +126,27 @@ class Joiner:
         self._parts: dict[tuple[int, int], bytearray] = {}
 
     def feed(self, message: bytes) -> tuple[int, int, Kind, Message] | None:
-        """Take one message in; return a whole one as place, unit, kind and data, or None if more is to come."""
-        place, unit, number = HEAD.unpack_from(message)
+        """Take one message in; return a whole one as worker, batch, kind and data, or None if more is to come."""
+        worker, batch, number = HEAD.unpack_from(message)
         kind, data = Kind(number), memoryview(message)[HEAD.size :]
         if kind is Kind.PART:
-            self._parts.setdefault((place, unit), bytearray()).extend(data)
+            self._parts.setdefault((worker, batch), bytearray()).extend(data)
             return None
-        if self._parts and (parts := self._parts.pop((place, unit), None)) is not None:
+        if self._parts and (parts := self._parts.pop((worker, batch), None)) is not None:
             parts.extend(data)
-            return place, unit, kind, parts
-        return place, unit, kind, data
+            return worker, batch, kind, parts
+        return worker, batch, kind, data
 
-    def forget(self, place: int) -> None:
+    def forget(self, worker: int) -> None:
         """Drop the parts of a sender that has died."""
-        for key in [key for key in self._parts if key[0] == place]:
+        for key in [key for key in self._parts if key[0] == worker]:
             del self._parts[key]
 
 
 def received(
     source: Any, joiner: Joiner, is_over: Callable[[], bool] | None = None
 ) -> Iterator[tuple[int, int, Kind, Message]]:
-    """Yield what arrives in a queue, as place, unit, kind and data, until told to STOP, or it is over and all is read.
+    """Yield what arrives in a queue as worker, batch, kind and data, until STOP arrives, or it is over and all is read.
 
     Raises:
         Exception: of Dragon; the queue can no longer be read.
