@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 EXECUTING: Final = "AGENT_EXECUTING"
 FINAL: Final = frozenset({"DONE", "FAILED", "CANCELED"})
 CANCEL_WITHIN: Final = 5.0  # seconds for the pilot to end when it is asked to
-ROUSE_EVERY: Final = 10.0  # seconds between two answers to an agent that may wait for one
+REPLY_INTERVAL: Final = 10.0  # seconds between two replies to an agent that may have missed its own
 _PR_SET_PDEATHSIG: Final = 1
 _TAIL: Final = 4096  # bytes of each of the pilot's error files that travel with its failure
 _LINES: Final = 12  # of each of them, at most
@@ -39,11 +39,11 @@ _NOISE: Final = re.compile(r"\s*$|[#\s-]*$|[-dl][rwxst-]{9}\s|total \d+$")  # ru
 
 
 class Closed(Exception):
-    """The owner wants no pilot any more."""
+    """The session asked for the end of the pilot."""
 
 
 class Bridge:
-    """Carries commands to RADICAL-Pilot, and what it reports to the owner."""
+    """Carries commands to RADICAL-Pilot, and its reports to the session."""
 
     def __init__(self, config: dict[str, Any], commands: int, events: int) -> None:
         self._config = config
@@ -60,7 +60,7 @@ class Bridge:
         self._pilot_files: Path | None = None
 
     def run(self) -> None:
-        """Start the pilot, serve until the owner closes or the pilot ends, and close the session."""
+        """Start the pilot, serve until the session closes or the pilot ends, and close RADICAL-Pilot's session."""
         writer = threading.Thread(target=self._write_events, name="bridge-events", daemon=True)
         writer.start()
         threading.Thread(target=self._read_commands, name="bridge-commands", daemon=True).start()
@@ -72,8 +72,8 @@ class Bridge:
             session = rp.Session(uid=self._config["sid"], cfg=self._config["session"])
             self._check()
             self._start(rp, session)
-            while not self._closing.wait(ROUSE_EVERY):
-                self._rouse()
+            while not self._closing.wait(REPLY_INTERVAL):
+                self._repeat_reply()
         except Closed:
             pass
         except Exception:
@@ -108,26 +108,26 @@ class Bridge:
         self._rp, self._tasks, self._pilots, self._pilot = rp, tasks, pilots, pilot
         self._send({"event": "submitted", "sandbox": str(self._pilot_files or "")})
         pilot.register_callback(self._on_pilot)
-        self._on_pilot(pilot)  # what it became before the callback was in place
+        self._on_pilot(pilot)  # its state may have changed before the callback was registered
 
-    def _rouse(self) -> None:
-        """Answer, in its own place, what the pilot's agent asks itself while it comes up.
+    def _repeat_reply(self) -> None:
+        """Work around radical.pilot 1.103: the agent may miss the reply to its own `prepare_env` while it starts.
 
-        The agent has one of its threads prepare an environment and waits for the word that it is done, for good. It
-        asks on a channel to which it has subscribed a moment ago; on a busy machine the subscription comes later than
-        the question, which then nobody hears (radical.pilot 1.103, `Agent_0.initialize`, `Component.rpc`). An agent
-        that does not wait passes over the answer; one that still prepares the environment starts before it is done.
+        The agent has one of its threads prepare an environment and waits for the reply without a limit. It sends the
+        request on a channel to which it has just subscribed; on a busy machine the subscription takes effect after the
+        request, which then is lost (`Agent_0.initialize`, `Component.rpc`). An agent that does not wait ignores the
+        reply; one that still prepares the environment starts before it is done.
         """
         if self._pilot.state not in FINAL | {"PMGR_ACTIVE"}:
             answer = self._rp.messages.RPCResultMessage(uid="agent_0.rpc.0000")
             self._pilots.publish(self._rp.constants.CONTROL_PUBSUB, answer)
 
     def _end_pilot(self) -> None:
-        """Have the pilot end before its session does, which otherwise races with its own message to the launcher."""
+        """End the pilot before its session, which otherwise races with its own message to the launcher."""
         pilots, pilot = self._pilots, self._pilot
         if pilot is None:
             return
-        if pilot.state == "PMGR_ACTIVE":  # its agent listens, and ends its tasks
+        if pilot.state == "PMGR_ACTIVE":  # its agent receives messages, and ends its tasks
             pilots.cancel_pilots(pilot.uid, _timeout=CANCEL_WITHIN)
         if pilot.state not in FINAL:  # it waits in a queue, or its agent does not answer
             pilots.kill_pilots(pilot.uid, _timeout=CANCEL_WITHIN)
@@ -142,7 +142,7 @@ class Bridge:
                 self._send({"event": "lost", "state": state, "reason": reason})
 
     def _why(self) -> str:
-        """Return the end of what the pilot's own error files say."""
+        """Return the ends of the pilot's own error files."""
         if self._pilot_files is None:
             return ""
         said = []
@@ -181,7 +181,7 @@ class Bridge:
             try:
                 while data:
                     data = data[os.write(self._events_fd, data) :]
-            except OSError:  # nobody reads any more
+            except OSError:  # the session's process does not read any more
                 self.close()
                 return
         os.close(self._events_fd)

@@ -15,7 +15,7 @@ _PREFIX: Final = "resource_"
 
 
 def user_folder(environment: Mapping[str, str]) -> Path:
-    """Return the folder in which RADICAL-Pilot looks for the user's own configuration files."""
+    """Return the folder from which RADICAL-Pilot reads the user's own configuration files."""
     home = environment.get("RADICAL_CONFIG_USER_DIR") or environment.get("HOME") or "~"
     return Path(home).expanduser() / ".radical" / "pilot" / "configs"
 

@@ -1,4 +1,4 @@
-"""A task in RADICAL-Pilot's words, and what is refused. No engine; of files, only whether there is an MPI."""
+"""Translates a task to RADICAL-Pilot's TaskDescription, and refuses what it cannot. No engine; reads no files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from rhapsody.api import ComputeTask, Resources
 from rhapsody.errors import UnsupportedError, describe
+from rhapsody.plugin import EXECUTABLE, trace_environment
 
 from .plain import MAY_HOLD, plain, why_not
 from .resources import PilotRequest, nearest
@@ -64,8 +65,8 @@ NOT_OPTIONS: Final[dict[str, str]] = {
     "executable": "executable is a field of the task",
     "arguments": "arguments are a field of the task",
     "environment": "environment is a field of the task",
-    "stdout": "use capture_stdio=True, and read stdout_path",
-    "stderr": "use capture_stdio=True, and read stderr_path",
+    "stdout": "give the task stdout=Path(...), or capture_stdio=True",
+    "stderr": "give the task stderr=Path(...), or capture_stdio=True",
     "pilot": "the backend has one pilot",
     "slots": "RADICAL-Pilot places the task; ask for resources",
     "restartable": "RADICAL-Pilot has not implemented it",
@@ -103,7 +104,7 @@ def check(task: ComputeTask, backend: str) -> None:
     """
     for option, value in (task.backend_options or {}).items():
         _check_option(task, backend, option, value)
-    if task.function is not None and _ranks(task) > 1:
+    if task.kind is not EXECUTABLE and _ranks(task) > 1:
         _refuse(task, backend, "a function cannot run in several ranks; make it an executable")
 
 
@@ -133,6 +134,14 @@ def check_size(task: ComputeTask, backend: str, request: PilotRequest) -> None:
             f"it wants {gpus:g} GPUs, and the pilot has {has_gpus}; "
             f"ask for them with resources={{'gpus': {math.ceil(gpus)}}}",
         )
+    memory = options.get("mem_per_rank", _memory_per_rank(wanted))
+    if request.node_memory and memory > request.node_memory:
+        _refuse(
+            task,
+            backend,
+            f"it wants {memory} MB of memory for a rank, and a node of the pilot has {request.node_memory}; "
+            f"ask for less, or spread it over more ranks",
+        )
     if ranks > 1 and request.local and not has_mpi():
         _refuse(task, backend, "it wants several ranks, and neither mpirun nor mpiexec is on PATH; install an MPI")
 
@@ -151,7 +160,7 @@ def check_fields(task: ComputeTask, backend: str, request: PilotRequest) -> None
     for name, value in (task.environment or {}).items():
         if not _PLAIN_NAME.fullmatch(name):
             _refuse(task, backend, f"environment variable {name!r} has a name that no shell can set")
-        _check_text(task, backend, [value])
+        _check_text(task, backend, [value or ""])
     _check_text(task, backend, [str(task.cwd or "")])
     if isinstance(task.stdin, str):
         _check_unicode(task, backend, task.stdin)
@@ -159,11 +168,15 @@ def check_fields(task: ComputeTask, backend: str, request: PilotRequest) -> None
         machine = request.description["resource"]
         if task.stdin is not None:
             _refuse(
-                task, backend, f"stdin cannot travel to {machine!r} by ssh; let the program read a file that is there"
+                task,
+                backend,
+                f"stdin cannot travel to {machine!r} by ssh; let the executable read a file that is there",
             )
-        if task.capture_stdio:
+        if task.kind is EXECUTABLE and (task.capture_stdio or task.stdout_file or task.stderr_file):
             _refuse(
-                task, backend, f"capture_stdio cannot fetch files of {machine!r} by ssh; let the program write its own"
+                task,
+                backend,
+                f"files of stdout and stderr cannot be had from {machine!r} by ssh; let the executable write its own",
             )
 
 
@@ -198,17 +211,20 @@ def describe_executable(task: ComputeTask, uid: str, backend: str, stdin: str | 
     if stdin is not None:
         command += f" < {shlex.quote(stdin)}"
     if task.cwd is not None:
-        command = f"cd {shlex.quote(str(task.cwd))} && exec {command}"
+        command = f"cd {shlex.quote(str(Path(task.cwd).expanduser()))} && exec {command}"
+    removed = [name for name, value in (task.environment or {}).items() if value is None]
+    if removed:
+        command = f"unset {' '.join(removed)} && {command if task.cwd is not None else f'exec {command}'}"
     return _describe(task, uid, command)
 
 
-def describe_unit(command: Sequence[str], uid: str, task: ComputeTask | None = None) -> dict[str, Any]:
-    """Return the TaskDescription of a unit of functions: `command` runs them.
+def describe_batch(command: Sequence[str], uid: str, task: ComputeTask | None = None) -> dict[str, Any]:
+    """Return the TaskDescription of a batch of functions: `command` runs them.
 
     Args:
-        command: the program and its arguments.
+        command: the executable and its arguments.
         uid: its name in RADICAL-Pilot.
-        task: the only task of the unit, whose own resources and options are the unit's.
+        task: the only task of the batch, whose resources and options it then has.
     """
     return _describe(task, uid, shlex.join(command))
 
@@ -219,8 +235,10 @@ def _describe(task: ComputeTask | None, uid: str, command: str) -> dict[str, Any
         return description
     if _PLAIN_UID.fullmatch(task.uid):
         description["name"] = task.uid
-    if task.environment:
-        description["environment"] = {name: escape(value) for name, value in task.environment.items()}
+    variables = {**trace_environment(task), **(task.environment or {})}
+    values = {name: escape(value) for name, value in variables.items() if value is not None}
+    if values:
+        description["environment"] = values
     if task.resources is not None:
         description.update(_resources(task.resources))
     for option, value in (task.backend_options or {}).items():
@@ -238,8 +256,13 @@ def _resources(resources: Resources) -> dict[str, Any]:
     if resources.gpus_per_rank:
         fields["gpus_per_rank"] = float(resources.gpus_per_rank)
     if resources.memory is not None:
-        fields["mem_per_rank"] = math.ceil(resources.memory / resources.ranks / _MIB)
+        fields["mem_per_rank"] = _memory_per_rank(resources)
     return fields
+
+
+def _memory_per_rank(resources: Resources) -> int:
+    """Return MB."""
+    return math.ceil((resources.memory or 0) / resources.ranks / _MIB)
 
 
 def _option(option: str, value: Any) -> Any:

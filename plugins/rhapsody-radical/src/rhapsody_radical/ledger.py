@@ -1,4 +1,4 @@
-"""What the pilot holds, and what its reports mean for the tasks. No engine and no threads of its own."""
+"""Records what the pilot holds, and translates its reports to events. No engine and no threads of its own."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import attrs
 from rhapsody.api import ComputeTask, TaskState
 from rhapsody.errors import TaskExecutionError, WorkerLostError
-from rhapsody.plugin import CancelResult, Event, Outcome, Returned, Started, TaskBatch
+from rhapsody.plugin import CancelResult, Event, Outcome, Started, TaskBatch, command_of, settle_lost
+from rhapsody.worker import whole_frames
 
-from . import unit as unit_files
+from . import batch_main
 
 EXECUTING: Final = "AGENT_EXECUTING"
-STATE_OF: Final[Mapping[str, TaskState]] = {  # RADICAL-Pilot's states that mean something to a task
+STATE_OF: Final[Mapping[str, TaskState]] = {  # of RADICAL-Pilot's states; the others change nothing for a task
     EXECUTING: TaskState.RUNNING,
     "DONE": TaskState.DONE,
     "FAILED": TaskState.FAILED,
@@ -29,8 +30,8 @@ STATE_OF: Final[Mapping[str, TaskState]] = {  # RADICAL-Pilot's states that mean
 }
 KEEP: Final = 8 * 2**20  # bytes kept of the beginning, and as many of the end, of each stream held in memory
 _TAIL: Final = 4096
-_NOT_STARTED: Final = (126, 127)  # what a shell returns for a program that it cannot run, or cannot find
-_SIGNAL_BASE: Final = 128  # what a shell adds to the number of the signal that ended a program
+_NOT_STARTED: Final = (126, 127)  # what a shell returns for an executable that it cannot run, or cannot find
+_SIGNAL_BASE: Final = 128  # what a shell adds to the number of the signal that ended an executable
 
 
 def _by_uid(tasks: Iterable[ComputeTask]) -> OrderedDict[str, ComputeTask]:
@@ -39,17 +40,17 @@ def _by_uid(tasks: Iterable[ComputeTask]) -> OrderedDict[str, ComputeTask]:
 
 @attrs.define(eq=False)
 class Held:
-    """One RADICAL-Pilot task in the pilot's hands: an executable, or a unit of functions.
+    """One RADICAL-Pilot task that the pilot holds: an executable, or a batch of functions.
 
     Attributes:
         uid: its name in RADICAL-Pilot.
-        batch: what it came in.
+        batch: the batch that it came in.
         open: tasks that have not ended, by uid, in the order in which they run. Ordered, since a dict from which many
             were taken is slow to find its first.
-        folder: of a unit: where its files are. None for an executable.
+        folder: of a batch of functions: where its files are. None for an executable.
         running: uid of the task that began last, as far as is known. None: none has begun.
         canceled: uids of tasks that were asked to stop.
-        read: bytes of the unit's frames that were read.
+        read: bytes of the batch's frames that were read.
     """
 
     uid: str
@@ -67,7 +68,7 @@ class Held:
 
 
 class Ledger:
-    """Turns what RADICAL-Pilot reports into what the session understands. Safe from any thread.
+    """Translates RADICAL-Pilot's reports to events of the session. Safe from any thread.
 
     Args:
         captured: the folder for the output of tasks with `capture_stdio`.
@@ -78,7 +79,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
         self._of: dict[str, Held] = {}  # by the uid of the task
-        self._running_units: dict[str, Held] = {}
+        self._running_batches: dict[str, Held] = {}
+        self._other_cores: set[str] = set()  # that `take_other_cores` has not returned yet
 
     def add(self, entries: Iterable[Held]) -> None:
         """Hold what is about to be submitted."""
@@ -88,9 +90,9 @@ class Ledger:
                 self._of.update(dict.fromkeys(held.open, held))
 
     def cancel(self, tasks: Sequence[ComputeTask]) -> tuple[dict[str, CancelResult], list[str], list[Event]]:
-        """Find out how to stop tasks without harm to others. What is known of a unit may be old by some milliseconds.
+        """Decide how to stop tasks without harm to others. The record of a batch may be old by some milliseconds.
 
-        Returns: what becomes of each task that is held; what RADICAL-Pilot is to cancel, by uid; and what has happened.
+        Returns: the result for each task that is held; uids that RADICAL-Pilot is to cancel; and events.
         """
         results: dict[str, CancelResult] = {}
         ending: list[str] = []
@@ -106,34 +108,40 @@ class Ledger:
                 is_running = task.uid == held.running
                 results[task.uid] = CancelResult.STOPPED if is_running else CancelResult.NEVER_STARTED
             for held in concerned.values():
-                if held.folder is not None and unit_files.recall(held.folder):
+                if held.folder is not None and batch_main.recall(held.folder):
                     events += self._end(held, TaskState.CANCELED, time.time(), {})
                     ending.append(held.uid)
                 elif held.canceled.issuperset(held.open):
                     ending.append(held.uid)
-                else:  # the unit itself knows what runs
+                else:  # only the batch's process knows what runs
                     assert held.folder is not None
-                    unit_files.write_cancel(held.folder, held.canceled)
+                    batch_main.write_cancel(held.folder, held.canceled)
         return results, ending, events
 
-    def halted(self) -> list[str]:
-        """Return the units that have halted at a canceled task since this was last asked, for RADICAL-Pilot to end."""
+    def take_halted(self) -> list[str]:
+        """Return, once, the uids of batches that have halted at a canceled task, for RADICAL-Pilot to end."""
         with self._lock:
             return [
                 held.uid
-                for held in self._running_units.values()
-                if held.canceled and held.folder is not None and unit_files.take_halt(held.folder)
+                for held in self._running_batches.values()
+                if held.canceled and held.folder is not None and batch_main.take_halt(held.folder)
             ]
 
-    @property
-    def watches(self) -> bool:
-        """Whether units run, whose frames are to be looked at."""
-        return bool(self._running_units)
-
-    def look(self) -> list[Event]:
-        """Read what the running units have written."""
+    def take_other_cores(self) -> set[str]:
+        """Return, once, the versions of rhapsody-core that functions ran with and that are not the session's."""
         with self._lock:
-            return [event for held in list(self._running_units.values()) for event in self._read(held)]
+            cores, self._other_cores = self._other_cores, set()
+        return cores
+
+    @property
+    def has_running_batches(self) -> bool:
+        """Whether batches run, whose frames are to be read."""
+        return bool(self._running_batches)
+
+    def read_frames(self) -> list[Event]:
+        """Read what the running batches have written."""
+        with self._lock:
+            return [event for held in list(self._running_batches.values()) for event in self._read(held)]
 
     def apply(self, changes: Sequence[Sequence[Any]], at: float) -> list[Event]:
         """Translate changes of state.
@@ -156,29 +164,29 @@ class Ledger:
 
     def _executing(self, held: Held, at: float, details: Mapping[str, Any]) -> list[Event]:
         if held.folder is not None:
-            self._running_units[held.uid] = held
+            self._running_batches[held.uid] = held
             return []
         return held.begin(at, details.get("node") or None)
 
     def _end(self, held: Held, state: TaskState, at: float, details: Mapping[str, Any]) -> list[Event]:
-        """Settle what is held, and let go of it."""
+        """Settle the tasks of an entry, and remove it."""
         del self._held[held.uid]
-        self._running_units.pop(held.uid, None)
+        self._running_batches.pop(held.uid, None)
         events: list[Event] = (
             [self._end_executable(held, state, at, details)]
             if held.folder is None
-            else self._end_unit(held, state, details)
+            else self._end_batch(held, state, details)
         )
         for uid in held.open:
             self._of.pop(uid, None)
         return events
 
-    # -- units of functions ------------------------------------------------------------------------------------------
+    # -- batches of functions ----------------------------------------------------------------------------------------
 
     def _read(self, held: Held) -> list[Event]:
         assert held.folder is not None
         try:
-            with (held.folder / unit_files.FRAMES).open("rb") as file:
+            with (held.folder / batch_main.FRAMES).open("rb") as file:
                 file.seek(held.read)
                 data = file.read()
                 written = Path(file.name).stat().st_mtime
@@ -187,38 +195,32 @@ class Ledger:
         events: list[Event] = []
         if held.running is None:
             events += held.begin(written)
-        read = 0
-        for frame, end in unit_files.complete(data):
-            read = end
-            for outcome in held.batch.decode(frame):
-                events.append(outcome)
-                self._of.pop(outcome.uid, None)
-                held.open.pop(outcome.uid, None)
-                if outcome.uid == held.running:
-                    events += held.begin(outcome.ended_at or written, outcome.ran_on)
-        held.read += read
+        whole = whole_frames(data)  # the last one may still be being written
+        held.read += whole
+        for outcome in held.batch.decode(data[:whole]):
+            events.append(outcome)
+            self._of.pop(outcome.uid, None)
+            held.open.pop(outcome.uid, None)
+            if outcome.uid == held.running:
+                events += held.begin(outcome.ended_at or written, outcome.ran_on)
         return events
 
-    def _end_unit(self, held: Held, state: TaskState, details: Mapping[str, Any]) -> list[Event]:
-        """Settle the tasks of a unit that ended: nearly always all of them are settled already."""
+    def _end_batch(self, held: Held, state: TaskState, details: Mapping[str, Any]) -> list[Event]:
+        """Settle the tasks of a batch that ended: nearly always all of them are settled already."""
         assert held.folder is not None
         events = self._read(held)
-        if state is not TaskState.FAILED:  # a unit that failed is kept, for whoever wants to know why
+        if core := batch_main.read_other_core(held.folder):
+            self._other_cores.add(core)
+        if state is not TaskState.FAILED:  # the files of a failed batch stay, to be examined
             shutil.rmtree(held.folder, ignore_errors=True)
-        back: list[str] = []
-        for place, task in enumerate(held.open.values()):
-            was_running = state is TaskState.DONE or place == 0
-            if held.running is None:  # its Python did not start, and would not elsewhere
-                was_running = state is not TaskState.CANCELED
-            if task.uid in held.canceled and (state is TaskState.CANCELED or not was_running):
-                events.append(Outcome(task.uid, TaskState.CANCELED))
-            elif was_running:
-                events.append(Outcome(task.uid, TaskState.FAILED, exception=_lost(task, details)))
-            else:
-                back.append(task.uid)
-        if back:
-            events.append(Returned(back))
-        return events
+        tasks = list(held.open)
+        begun = tasks[:1]
+        if state is TaskState.DONE or (held.running is None and state is TaskState.FAILED):
+            begun = tasks  # it did not report them; or its Python did not start, and would not elsewhere
+        elif held.running is None:
+            begun = []
+        ended = {task.uid for task in held.batch.shipped if task.uid not in held.open}
+        return events + settle_lost(held.batch, ended, begun, held.canceled, why=_why_lost(details))
 
     # -- executables -------------------------------------------------------------------------------------------------
 
@@ -228,7 +230,7 @@ class Ledger:
         outcome.exit_code = details.get("exit_code")
         try:
             error_tail = self._output(held.uid, task, outcome, details)
-        except OSError as error:  # of this task's files: it is no concern of the others
+        except OSError as error:  # of this task's files alone
             error_tail = details.get("stderr") or ""
             if state is TaskState.DONE:
                 reason = f"its output cannot be fetched: {error}"
@@ -242,22 +244,31 @@ class Ledger:
         return outcome
 
     def _output(self, uid: str, task: ComputeTask, outcome: Outcome, details: Mapping[str, Any]) -> str:
-        """Fetch what the program wrote. Returns the end of its standard error."""
+        """Fetch what the executable wrote. Returns the end of its standard error."""
         folder = Path(urlsplit(details.get("sandbox", "")).path)
         out, err = folder / f"{uid}.out", folder / f"{uid}.err"
         if not details.get("sandbox") or not (out.exists() and err.exists()):
             # It never started, it removed them, or they are elsewhere: what RADICAL-Pilot kept is all that there is.
             outcome.stdout, outcome.stderr = details.get("stdout"), details.get("stderr")
             return (outcome.stderr or "")[-_TAIL:]
-        if task.capture_stdio:
-            name = quote(task.uid, safe="")
-            captured = [self._captured() / f"{name}{source.suffix}" for source in (out, err)]
-            for source, target in zip((out, err), captured, strict=True):
-                shutil.move(source, target)
-            outcome.stdout_path, outcome.stderr_path = map(str, captured)
-            return _read_bounded(captured[1], _TAIL)[-_TAIL:]
-        outcome.stdout, outcome.stderr = _read_bounded(out, KEEP), _read_bounded(err, KEEP)
-        return outcome.stderr[-_TAIL:]
+        asked = task.capture_stdio or task.stdout_file is not None or task.stderr_file is not None
+        command = command_of(task, self._captured()) if asked else None
+        outcome.stdout_path = command.stdout_path if command is not None else None
+        outcome.stderr_path = command.stderr_path if command is not None else None
+        tail = _read_bounded(err, _TAIL)[-_TAIL:]
+        if outcome.stdout_path is None:
+            outcome.stdout = _read_bounded(out, KEEP)
+        if outcome.stderr_path is None:
+            outcome.stderr = _read_bounded(err, KEEP)
+        for source, target in ((out, outcome.stdout_path), (err, outcome.stderr_path)):
+            if target is not None:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                if source is err and target == outcome.stdout_path:  # one file for both
+                    with Path(target).open("ab") as both:
+                        both.write(err.read_bytes())
+                else:
+                    shutil.move(source, target)
+        return tail
 
     def _why(
         self, task: ComputeTask, outcome: Outcome, error_tail: str, details: Mapping[str, Any]
@@ -276,28 +287,28 @@ class Ledger:
         return TaskExecutionError(task.uid, code, error_tail, paths, reason)
 
 
-def _lost(task: ComputeTask, details: Mapping[str, Any]) -> WorkerLostError:
+def _why_lost(details: Mapping[str, Any]) -> str:
     code = details.get("exit_code")
     ended = f"with exit code {code}" if code is not None else "without an exit code"
     said = details.get("stderr") or ""
-    return WorkerLostError(f"task {task.uid}: the process that ran it on the pilot ended {ended}\n{said}".rstrip())
+    return f"the process that ran it on the pilot ended {ended}\n{said}".rstrip()
 
 
 def _not_asked(task: ComputeTask, error_tail: str) -> Exception:
     timeout = (task.backend_options or {}).get("timeout")
     if timeout:
         return TaskExecutionError(task.uid, None, error_tail, reason=f"stopped at its timeout of {timeout:g} seconds")
-    return WorkerLostError(f"task {task.uid}: RADICAL-Pilot canceled it, and nobody here had asked for that")
+    return WorkerLostError(f"task {task.uid}: RADICAL-Pilot canceled it, without a request from this session")
 
 
 def _shell_says(text: str, executable: str) -> str:
-    """Return what the shell said of a program that it could not run; empty if it said nothing."""
+    """Return the shell's message on an executable that it could not run; empty if there is none."""
     match = re.search(rf"^.*\.sh: line \d+: (?:exec: )?{re.escape(executable)}: (.+)$", text, re.MULTILINE)
     return match.group(1) if match else ""
 
 
 def _ended_by_signal(number: int, text: str) -> bool:
-    """Whether the shell said that a signal ended the program, which may just as well have returned such a number."""
+    """Whether the shell reported a signal; an executable may also return such a number itself."""
     try:
         name = signal.strsignal(number)
     except ValueError:

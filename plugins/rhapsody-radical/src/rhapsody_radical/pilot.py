@@ -1,7 +1,8 @@
-"""The owner's end of the process that holds the pilot: starts it, talks to it, and sees to it that it ends."""
+"""The session's end of the process that holds the pilot: starts it, sends commands, reads events, ends it."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import queue
@@ -23,26 +24,32 @@ from . import catalogue
 from .description import escape
 from .resources import PilotRequest
 
-CLOSE_WITHIN: Final = 22.0  # seconds for RADICAL-Pilot to close in good order; then it is ended
-KILL_WITHIN: Final = 5.0  # seconds for the keeper to end everything
-_LOOK_EVERY: Final = 0.05  # seconds between looks at what running units have written
+CLOSE_WITHIN: Final = 22.0  # seconds that RADICAL-Pilot has to close in good order, before it is killed
+KILL_WITHIN: Final = 5.0  # seconds that the keeper has to kill everything
+_POLL_INTERVAL: Final = 0.05  # seconds between two reads of what running batches have written
 _PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_./:@+,=-]+")
 _LAUNCHERS: Final = ("FORK", "MPIEXEC", "MPIRUN")
 _AGENT: Final = "radical-pilot-agent_0"
+_FORKING: Final = str(Path(__file__).with_name("forking"))  # has a sitecustomize
+NEEDS_FORK: Final = sys.version_info >= (3, 14)  # where fork is no start method unless it is set (radical.pilot 1.103)
+_NO_NETIFACES: Final = (
+    "RADICAL-Pilot needs the module netifaces, which is not here: pip install netifaces2 brings it as a wheel, "
+    "pip install netifaces builds it (a C compiler, and python3-dev)"
+)
 
 
 @attrs.frozen(kw_only=True)
 class Listener:
-    """Whom a pilot tells; called on the pilot's own thread.
+    """Callbacks of a PilotProcess, called on its own thread.
 
     Attributes:
-        event: something that the bridge reported.
-        look: called every now and then while it says that there is something to look at.
-        gone: the process ended, whether or not it was asked to; called last, once.
+        event: takes each event of the bridge.
+        poll: called after each event, and at intervals for as long as it returns True.
+        gone: called last, once, when the process has ended, on request or not.
     """
 
     event: Callable[[Mapping[str, Any]], None]
-    look: Callable[[], bool]
+    poll: Callable[[], bool]
     gone: Callable[[], None]
 
 
@@ -51,9 +58,9 @@ class PilotProcess:
 
     Args:
         request: the pilot.
-        folder: everything is kept below it.
+        folder: holds all files of the pilot.
         sid: a name for RADICAL-Pilot's session that no other session on this machine has.
-        listener: told what happens.
+        listener: receives events.
     """
 
     def __init__(self, request: PilotRequest, folder: Path, sid: str, listener: Listener) -> None:
@@ -74,7 +81,7 @@ class PilotProcess:
         return self._folder / "client.log"
 
     def start(self) -> None:
-        """Start the processes; the pilot is up when the listener hears `active`. Blocks for some milliseconds.
+        """Start the processes; the pilot is up when the listener gets the event `active`. Blocks for some milliseconds.
 
         Raises:
             BackendStartError: RADICAL-Pilot cannot work here.
@@ -85,6 +92,8 @@ class PilotProcess:
 
     def _start(self) -> None:
         scripts = _scripts()
+        if importlib.util.find_spec("netifaces") is None:
+            raise BackendStartError(_NO_NETIFACES)
         folder = str(self._folder)
         if not _PLAIN_PATH.fullmatch(folder):
             raise BackendStartError(
@@ -93,20 +102,20 @@ class PilotProcess:
             )
         self._write_configuration(scripts)
         environment = client_environment(os.environ, self._folder, scripts)
-        keeper = str(Path(__file__).with_name("keeper.py"))
+        keeper = [sys.executable, "-m", "rhapsody_radical.keeper", str(os.getpid())]
         client = [sys.executable, "-m", "rhapsody_radical.bridge", str(self._folder / "bridge.json")]
         reader, self._lifeline = os.pipe()
         try:
             with self.log.open("ab") as log:
                 self._keeper = subprocess.Popen(
-                    [sys.executable, "-I", "-S", keeper, str(reader), self._sid, "--", *client],
+                    [*keeper, str(reader), self._sid, "--", *client],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     cwd=self._folder,
                     env=environment,
                     pass_fds=(reader,),
-                    start_new_session=True,  # out of reach of the terminal's Ctrl-C
+                    start_new_session=True,  # the terminal's Ctrl-C does not reach it
                 )
         finally:
             os.close(reader)
@@ -146,7 +155,7 @@ class PilotProcess:
                     raise RuntimeError(f"processes of RADICAL-Pilot are left below process {keeper.pid}") from error
             self._keeper = None
             for thread in self._threads:
-                thread.join(KILL_WITHIN)  # at once, unless the keeper was killed and somebody holds its pipes
+                thread.join(KILL_WITHIN)  # at once, unless the keeper was killed and another process holds its pipes
             assert keeper.stdin is not None
             assert keeper.stdout is not None
             keeper.stdin.close()
@@ -177,7 +186,7 @@ class PilotProcess:
             write_machine(self._request, folder, scripts, os.environ)
 
     def _command(self, command: Mapping[str, Any]) -> None:
-        # Encoded here, so that what cannot be is the caller's error, and the thread that writes lives on.
+        # Encoded here, so that a value that JSON cannot hold raises in the caller, and not in the writing thread.
         self._commands.put(json.dumps(command).encode() + b"\n")
 
     def _write_commands(self) -> None:
@@ -188,7 +197,7 @@ class PilotProcess:
             while (data := self._commands.get()) is not None:
                 while data:
                     data = data[os.write(pipe, data) :]
-        except BrokenPipeError:  # it ended: whoever reads its events says so
+        except BrokenPipeError:  # it ended, and the thread that reads events reports it
             return
 
     def _read_events(self) -> None:
@@ -199,7 +208,7 @@ class PilotProcess:
         rest = b""
         try:
             while True:
-                while listener.look() and not select.select([pipe], [], [], _LOOK_EVERY)[0]:
+                while listener.poll() and not select.select([pipe], [], [], _POLL_INTERVAL)[0]:
                     pass
                 data = os.read(pipe, 1 << 20)
                 if not data:
@@ -212,7 +221,7 @@ class PilotProcess:
 
 
 def client_environment(environment: Mapping[str, str], folder: Path, scripts: Path) -> dict[str, str]:
-    """Return the environment for RADICAL-Pilot's client: what an activated one has, and where to keep its files."""
+    """Return the environment for RADICAL-Pilot's client: that of an activated virtual environment, with its folders."""
     changed = dict(environment)
     changed["PATH"] = _path(scripts, environment)
     if sys.prefix != sys.base_prefix:
@@ -221,6 +230,8 @@ def client_environment(environment: Mapping[str, str], folder: Path, scripts: Pa
     changed["RADICAL_PILOT_BULK_CB"] = "1"
     for setting in ("REPORT", "PROFILE"):  # its progress display, and a trace of every step of every task
         changed.setdefault(f"RADICAL_DEFAULT_{setting}", "FALSE")
+    if NEEDS_FORK:
+        changed["PYTHONPATH"] = os.pathsep.join(filter(None, [_FORKING, environment.get("PYTHONPATH")]))
     if (folder / "config").exists():
         changed["RADICAL_CONFIG_USER_DIR"] = str(folder / "config")
     return changed
@@ -229,7 +240,7 @@ def client_environment(environment: Mapping[str, str], folder: Path, scripts: Pa
 def write_machine(request: PilotRequest, folder: Path, scripts: Path, environment: Mapping[str, str]) -> None:
     """Describe this machine as it is.
 
-    RADICAL-Pilot takes every local machine for nodes of 8 cores, one GPU and 4 GB, and allocates whole nodes: a pilot
+    RADICAL-Pilot assumes nodes of 8 cores, one GPU and 4 GB on every local machine, and allocates whole nodes: a pilot
     of two cores would run eight tasks at once. The user's own configuration files stay in effect.
     """
     site, _, host = request.description["resource"].partition(".")
@@ -246,6 +257,10 @@ def write_machine(request: PilotRequest, folder: Path, scripts: Path, environmen
         f'export PYTHONPATH="{escape(environment.get("PYTHONPATH", ""))}"',
     ]
     machine["pre_bootstrap_0"] = [mine[0], *machine.get("pre_bootstrap_0", [])]
+    if NEEDS_FORK:  # a file, since the launcher's shell expands this text before PYTHONPATH has its final value
+        script = target / "fork.sh"
+        script.write_text(f'export PYTHONPATH="{escape(_FORKING)}${{PYTHONPATH:+:$PYTHONPATH}}"\n')
+        machine["pre_bootstrap_0"].append(f". {script}")
     for name in _LAUNCHERS:
         launcher = machine.setdefault("launch_methods", {}).setdefault(name, {})
         launcher["pre_exec_cached"] = [*mine, *launcher.get("pre_exec_cached", [])]

@@ -55,12 +55,14 @@ class PilotRequest:
         slots: tasks of one core that run at the same time.
         local: it runs on this machine.
         shared_files: this process sees the pilot's files, so that functions and whole outputs can travel by file.
+        node_memory: MB of each of its nodes; 0 where RADICAL-Pilot does not know.
     """
 
     description: Mapping[str, Any]
     slots: int
     local: bool
     shared_files: bool
+    node_memory: int = 0
 
 
 def read_resources(resources: Mapping[str, Any] | None, machines: Mapping[str, Mapping[str, Any]]) -> PilotRequest:
@@ -95,6 +97,7 @@ def read_resources(resources: Mapping[str, Any] | None, machines: Mapping[str, M
         slots=slots,
         local=local,
         shared_files=endpoint.startswith("file:"),
+        node_memory=int(machine.get("mem_per_node") or 0),
     )
 
 
