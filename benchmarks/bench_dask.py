@@ -1,11 +1,11 @@
 """RHAPSODY on Dask against Dask alone, on one cluster, in one run.
 
-    python benchmarks/bench_dask.py [--rounds 5] [--linear]
+    python -m benchmarks.bench_dask [--rounds 5] [--linear]
 
 Each comparison runs both sides in turn, on the same LocalCluster of two processes with one thread each, and reports the
 median of the ratio of their times. Raw Dask is what its own documentation does: `client.map` + `gather` for functions,
-`client.submit` for programs. It is given 1,000 no-ops where RHAPSODY is given 20,000, because it takes 2 ms for each:
-the time per task is compared.
+`client.submit` for executables. It is given 1,000 no-ops where RHAPSODY is given 20,000, because it takes 2 ms for
+each: the time per task is compared.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+import numpy as np
 from distributed import Client, LocalCluster
 from rhapsody.api import ComputeTask, Session
 from rhapsody.backends import DaskExecutionBackend
+
+from benchmarks.batches import READERS, compare_large, read
 
 WORKERS = 2
 RAW_NOOPS = 1_000
@@ -96,6 +99,13 @@ async def main(rounds: int, linear: bool) -> None:
             lambda: raw_submit(client, program, 200),
             1.15,
         )
+
+        async def scattered(array: np.ndarray) -> float:
+            (future,) = await client.scatter([array])
+            return sum(await client.gather(client.map(read, [future] * READERS, range(READERS), pure=False)))
+
+        what, text, ratio = await compare_large("12 tasks with one array of 100 MB", session, scattered)
+        print(f"{what:34} {text}; ratio {ratio:.3f}, goal 1.30 {'ok' if (ratio or 0) <= 1.3 else 'MISSED'}")
         if linear:
             pairs = [[1e6 * await functions(noop, count)() for count in (20_000, 200_000)] for _ in range(3)]
             few, many = map(statistics.median, zip(*pairs, strict=True))

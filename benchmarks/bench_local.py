@@ -28,6 +28,9 @@ from rhapsody.backends import ConcurrentExecutionBackend
 from rhapsody.measure import Comparison, Spread, compare, find_raw_engine
 from rhapsody.measure.work import noop, work
 
+from benchmarks import decisions
+from benchmarks.batches import large_on_processes, long_among_short
+
 ROUNDS = 5
 Row = tuple[str, str, float | None]  # what, its figure, the ratio
 
@@ -44,8 +47,8 @@ async def noops_on_processes(scale: float) -> list[Row]:
     return [throughput("50,000 no-ops, 2 processes", await versus_raw("processes", 2, "noop", int(50_000 * scale)))]
 
 
-async def programs(scale: float) -> list[Row]:
-    return [throughput("2,000 programs, 2 slots", await versus_raw("threads", 2, "executable", int(2000 * scale)))]
+async def executables(scale: float) -> list[Row]:
+    return [throughput("2,000 executables, 2 slots", await versus_raw("threads", 2, "executable", int(2000 * scale)))]
 
 
 async def versus_raw(executor: str, workers: int, kind: str, tasks: int) -> Comparison:
@@ -121,6 +124,34 @@ async def alone(scale: float) -> list[Row]:
     return [("one task on idle processes, with batching against without", text, on / off)]
 
 
+def loop(steps: int) -> int:
+    total = 0
+    for number in range(steps):
+        total += number
+    return total
+
+
+async def loops(scale: float) -> list[Row]:
+    """Eight loops of Python: with a global interpreter lock two threads take as long as one, without it half."""
+    steps = int(3_000_000 * scale)
+    begun = time.perf_counter()
+    for _ in range(8):
+        loop(steps)
+    raw = time.perf_counter() - begun
+    lock = "with" if getattr(sys, "_is_gil_enabled", lambda: True)() else "without"
+    rows: list[Row] = []
+    for executor in ("threads", "processes"):
+        async with Session([backend(executor, 2)]) as session:
+            await noops(session, 10)
+            begun = time.perf_counter()
+            await session.submit_tasks([ComputeTask(function=loop, args=(steps,)) for _ in range(8)])
+            await session.wait_tasks()
+            ours = time.perf_counter() - begun
+        text = f"{ours:.2f} s, one after the other {raw:.2f} s ({lock} a global interpreter lock)"
+        rows.append((f"eight loops of Python, 2 {executor}", text, ours / raw))
+    return rows
+
+
 async def linear(scale: float) -> list[Row]:
     """Compare the time of a task in one large submission and in small ones, in turn; and its processor time."""
     rows: list[Row] = []
@@ -181,6 +212,35 @@ async def memory(scale: float) -> list[Row]:
     ]
 
 
+async def decide(scale: float) -> list[Row]:
+    return [decisions.row(scale)]
+
+
+async def chains(scale: float) -> list[Row]:
+    """Compare tasks that wait for each other with independent ones."""
+    count = int(20_000 * scale)
+    async with Session([backend("threads", 2)]) as session:
+        await noops(session, 10_000)
+        alone, _ = await noops(session, count)
+        rows: list[Row] = []
+        for what, first in (("a chain", noop), ("a chain whose first task fails", int.from_bytes)):
+            start = time.perf_counter()
+            tasks = [ComputeTask(function=first)]
+            for _ in range(count - 1):
+                tasks.append(ComputeTask(function=noop, after=[tasks[-1]]))
+            await session.submit_tasks(tasks)
+            await session.wait_tasks()
+            took = (time.perf_counter() - start) / count
+            text = f"{took * 1e6:.1f} us a task, and {alone * 1e6:.1f} us where none waits for another"
+            rows.append((f"{what}, of {count:,} on threads", text, took / alone))
+        start = time.perf_counter()
+        parents = [ComputeTask(function=noop) for _ in range(count)]
+        await session.submit_tasks([*parents, ComputeTask(function=noop, after=parents)])
+        await session.wait_tasks()
+        took = (time.perf_counter() - start) / count
+    return [*rows, (f"a fan of {count:,} into one on threads", f"{took * 1e6:.1f} us a task", took / alone)]
+
+
 async def streams(scale: float) -> list[Row]:
     rows: list[Row] = []
     count = int(1_000_000 * scale)
@@ -225,11 +285,16 @@ MEASUREMENTS: dict[str, Callable[[float], Awaitable[list[Row]]]] = {
     "processes": noops_on_processes,
     "latency": latency,
     "alone": alone,
-    "programs": programs,
+    "executables": executables,
     "makespan": makespan,
+    "loops": loops,
     "linear": linear,
     "memory": memory,
     "streams": streams,
+    "decisions": decide,
+    "chains": chains,
+    "large": large_on_processes,
+    "neighbours": long_among_short,
 }
 
 

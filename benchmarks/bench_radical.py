@@ -89,13 +89,13 @@ async def largest_gap(session: Session, tasks: Sequence[ComputeTask]) -> float:
     return max(gaps)
 
 
-def tell(what: str, ours: float, raw: float | None, bound: float, unit: str) -> None:
+def record(what: str, ours: float, raw: float | None, bound: float, symbol: str) -> None:
     value = ours / raw if raw else ours
     verdict = "ok" if value <= bound else "TOO SLOW"
     if value > bound:
         failures.append(what)
-    against = f"raw {raw:8.3f} {unit}  ratio {value:6.3f}" if raw else " " * 30
-    print(f"{what:44} ours {ours:8.3f} {unit}  {against}  bound {bound:g}  {verdict}", flush=True)
+    against = f"raw {raw:8.3f} {symbol}  ratio {value:6.3f}" if raw else " " * 30
+    print(f"{what:44} ours {ours:8.3f} {symbol}  {against}  bound {bound:g}  {verdict}", flush=True)
 
 
 async def main() -> int:
@@ -113,17 +113,17 @@ async def main() -> int:
                 ours.append(await timed(session, echoes))
                 print(f"round {number + 1}: raw {raw[-1]:.2f} s, ours {ours[-1]:.2f} s", flush=True)
             each = min(raw) / ECHOES * 1e3
-            tell(f"{ECHOES} /bin/echo, each", min(ours) / ECHOES * 1e3, each, ECHO_BOUND, "ms")
+            record(f"{ECHOES} /bin/echo, each", min(ours) / ECHOES * 1e3, each, ECHO_BOUND, "ms")
             functions = await timed(session, [ComputeTask(function=no_op) for _ in range(NO_OPS)])
-            tell(f"{NO_OPS} no-op functions, the first, each", functions / NO_OPS * 1e3, each, NO_OP_BOUND, "ms")
+            record(f"{NO_OPS} no-op functions, the first, each", functions / NO_OPS * 1e3, each, NO_OP_BOUND, "ms")
             functions = await timed(session, [ComputeTask(function=no_op) for _ in range(NO_OPS)])
-            tell(f"{NO_OPS} no-op functions, known, each", functions / NO_OPS * 1e3, each, NO_OP_BOUND, "ms")
+            record(f"{NO_OPS} no-op functions, known, each", functions / NO_OPS * 1e3, each, NO_OP_BOUND, "ms")
             gap = await largest_gap(session, [ComputeTask(function=no_op) for _ in range(NO_OPS)])
-            tell(f"{NO_OPS} functions: longest gap of a ticker", gap, None, GAP_BOUND, "s ")
+            record(f"{NO_OPS} functions: longest gap of a ticker", gap, None, GAP_BOUND, "s ")
             gap = await largest_gap(session, [ComputeTask(executable="/bin/true") for _ in range(ECHOES)])
-            tell(f"{ECHOES} programs: longest gap of a ticker", gap, None, GAP_BOUND, "s ")
+            record(f"{ECHOES} executables: longest gap of a ticker", gap, None, GAP_BOUND, "s ")
             began = time.perf_counter()
-        tell("closing", time.perf_counter() - began, None, 30, "s ")
+        record("closing", time.perf_counter() - began, None, 30, "s ")
     return 1 if failures else 0
 
 

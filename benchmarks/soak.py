@@ -14,15 +14,13 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import random
-import signal
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,75 +28,19 @@ from typing import Any
 import psutil
 from rhapsody.api import (
     CancelResult,
-    ComputeTask,
-    SerializationError,
     Session,
     SessionClosedError,
     SubmitError,
     TaskCanceledError,
-    TaskExecutionError,
     TaskState,
     WorkerLostError,
 )
 from rhapsody.backends import ConcurrentExecutionBackend
-from rhapsody.plugin import TaskBatch, hookimpl
+from rhapsody.plugin import EXECUTABLE, TaskBatch, hookimpl
+from soak_tasks import Expected, random_task, square
 
 LIVES = 3  # sessions at the same time
 FINAL = (TaskState.DONE, TaskState.FAILED, TaskState.CANCELED)
-
-
-# -- what tasks do -----------------------------------------------------------------------------------------------------
-
-
-def square(ledger: str, uid: str, i: int) -> int:
-    with Path(ledger).open("a") as lines:  # one line for each time that it ran
-        lines.write(f"{uid}\n")
-    return i * i
-
-
-async def later(i: int) -> int:
-    await asyncio.sleep(0.002)
-    return i + 1
-
-
-def nap(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
-
-
-def fail(i: int) -> None:
-    raise LookupError(i)
-
-
-def large(i: int) -> bytes:
-    return bytes([i % 256]) * (i * 1000)
-
-
-def lock() -> Any:
-    return threading.Lock()
-
-
-def die(signum: int) -> None:
-    os.kill(os.getpid(), signum)
-
-
-class Expected:
-    """How a task may end."""
-
-    def __init__(
-        self,
-        task: ComputeTask,
-        *,
-        value: Any = None,
-        stdout: str | None = None,
-        error: type[BaseException] | None = None,
-    ) -> None:
-        self.task = task
-        self.value = value
-        self.stdout = stdout
-        self.error = error
-        self.canceled = False
-        self.can_hang = False
 
 
 class Moody(ConcurrentExecutionBackend):
@@ -127,7 +69,7 @@ class Book:
     @hookimpl
     def rhapsody_tasks_changed(self, transitions: Sequence[Any]) -> None:
         """Count, and raise."""
-        self.ends.update(task.uid for task, _, new in transitions if new in FINAL)
+        self.ends.update(change.task.uid for change in transitions if change.new in FINAL)
         if self._dice.random() < 0.05:
             self.raised += 1
             raise ZeroDivisionError("an observer's own")
@@ -173,7 +115,7 @@ class Soak:
         wait = dice.random() < 0.7
         try:
             for _ in range(dice.randint(1, 8)):
-                burst = [self.task(dice, str(ledger)) for _ in range(dice.choice((1, 10, 100, 1000)))]
+                burst = [random_task(dice, str(ledger)) for _ in range(dice.choice((1, 10, 100, 1000)))]
                 await session.submit_tasks([item.task for item in burst])
                 expected += burst
                 await self.disturb(dice, session, expected)
@@ -189,43 +131,6 @@ class Soak:
         self.audit(expected, book, ledger, closed_in_a_hurry=not wait)
         self.counts["sessions"] += 1
         self.counts["hooks raised"] += book.raised
-
-    def task(self, dice: random.Random, ledger: str) -> Expected:
-        """Make a task of any kind."""
-        i = dice.randint(0, 1000)
-        backend = dice.choice(("threads", "processes"))
-        roll = dice.random()
-        make: Callable[..., ComputeTask] = lambda **fields: ComputeTask(backend=backend, **fields)  # noqa: E731
-        if roll < 0.90:
-            task = make(function=square)
-            task.args = (ledger, task.uid, i)
-            return Expected(task, value=i * i)
-        if roll < 0.92:
-            return Expected(make(function=later, args=(i,)), value=i + 1)
-        if roll < 0.94:
-            return Expected(make(function=nap, args=(i / 50_000,)), value=i / 50_000)
-        if roll < 0.955:
-            return Expected(make(function=fail, args=(i,)), error=LookupError)
-        if roll < 0.965:
-            return Expected(make(function=large, args=(i,)), value=large(i))
-        if roll < 0.97:
-            return Expected(ComputeTask(function=lock, backend="processes"), error=SerializationError)
-        if roll < 0.974:
-            return Expected(make(function=sys.exit, args=(3,)), error=TaskExecutionError)
-        if roll < 0.976:
-            return Expected(
-                ComputeTask(function=die, args=(signal.SIGKILL,), backend="processes"), error=WorkerLostError
-            )
-        if roll < 0.988:
-            return Expected(make(executable="echo", arguments=[i]), stdout=f"{i}\n")
-        if roll < 0.994:
-            return Expected(make(executable="sh", arguments=["-c", "sleep 600 & exit 3"]), error=TaskExecutionError)
-        if roll < 0.997:
-            item = Expected(make(executable="sleep 600 & sleep 600", shell=True))
-        else:
-            item = Expected(ComputeTask(function=nap, args=(600.0,), backend="processes"))
-        item.can_hang = True
-        return item
 
     async def disturb(self, dice: random.Random, session: Session, expected: list[Expected]) -> None:
         """Cancel, wait and give up, kill workers: some of it."""
@@ -246,19 +151,19 @@ class Soak:
             item.canceled = True
         results = await session.cancel_tasks([item.task for item in items])
         for item in items:
-            told, task = results[item.task.uid], item.task
-            self.counts[f"cancel: {told}"] += 1
-            if (task.state is TaskState.CANCELED) != (told in (CancelResult.NEVER_STARTED, CancelResult.STOPPED)) and (
-                told is not CancelResult.TOO_LATE
-            ):
-                self.problems.append(f"{task.uid} was told {told} and is {task.state}")
+            answer, task = results[item.task.uid], item.task
+            self.counts[f"cancel: {answer}"] += 1
+            if (task.state is TaskState.CANCELED) != (
+                answer in (CancelResult.NEVER_STARTED, CancelResult.STOPPED)
+            ) and (answer is not CancelResult.TOO_LATE):
+                self.problems.append(f"{task.uid} was answered {answer} and is {task.state}")
 
     def kill_a_worker(self, dice: random.Random) -> None:
         """Kill one of the pools' processes, whatever it does."""
         workers = []
         for child in self.me.children():
             try:
-                if any("_pool_worker" in word for word in child.cmdline()):
+                if any("rhapsody.backends.local.pool.main" in word for word in child.cmdline()):
                     workers.append(child)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
@@ -295,7 +200,7 @@ class Soak:
         if task.state is TaskState.DONE:
             if item.error is not None or item.can_hang:
                 return "is DONE and cannot be"
-            right = task.stdout == item.stdout if task.function is None else task.return_value == item.value
+            right = task.stdout == item.stdout if task.kind is EXECUTABLE else task.return_value == item.value
             return None if right else f"has the wrong result {task.return_value!r:.50}, {task.stdout!r:.50}"
         if task.state is TaskState.CANCELED:
             asked = item.canceled or closed_in_a_hurry
@@ -306,7 +211,7 @@ class Soak:
             return None
         if isinstance(error, SubmitError) and "in a bad mood" in str(error):
             return None
-        if isinstance(error, WorkerLostError) and task.backend == "processes" and task.function is not None:
+        if isinstance(error, WorkerLostError) and task.backend == "processes" and task.kind is not EXECUTABLE:
             return None  # workers are killed
         if isinstance(error, SessionClosedError) and closed_in_a_hurry:
             return None
