@@ -29,14 +29,14 @@ def cell(tmp_path: Path) -> Iterator[Cell]:
         def run(code: str) -> list[str]:
             wrote: list[str] = []
 
-            def hear(message: dict[str, Any]) -> None:
+            def keep(message: dict[str, Any]) -> None:
                 content = message["content"]
                 if message["msg_type"] == "stream":
                     wrote.extend(content["text"].splitlines())
                 elif message["msg_type"] == "error":
                     wrote.extend(content["traceback"])
 
-            client.execute_interactive(code, output_hook=hear, timeout=SECONDS)
+            client.execute_interactive(code, output_hook=keep, timeout=SECONDS)
             return wrote
 
         yield run
@@ -52,12 +52,15 @@ def cell(tmp_path: Path) -> Iterator[Cell]:
         "ConcurrentExecutionBackend()",
         "ConcurrentExecutionBackend(executor='processes', max_workers=2)",
         pytest.param("DaskExecutionBackend({'n_workers': 1})", marks=pytest.mark.engine("dask")),
-        pytest.param("DaskExecutionBackend({'n_workers': 4})", marks=pytest.mark.engine("dask")),
+        pytest.param("DaskExecutionBackend({'n_workers': 4})", marks=[pytest.mark.engine("dask"), pytest.mark.nightly]),
         pytest.param("DragonExecutionBackendV3(num_workers=2)", marks=pytest.mark.engine("dragon")),
-        pytest.param("RadicalExecutionBackend({'cores': 2})", marks=pytest.mark.engine("radical")),
+        pytest.param(
+            "RadicalExecutionBackend({'cores': 2})", marks=[pytest.mark.engine("radical"), pytest.mark.nightly]
+        ),
     ],
 )
-def test_a_session_spans_cells_and_ends_in_silence(cell: Cell, backend: str) -> None:
+def test_session_spans_cells(cell: Cell, backend: str) -> None:
+    """A session spans cells of a notebook, and its end writes nothing."""
     kind = backend.partition("(")[0]
     assert cell(f"from rhapsody.api import ComputeTask, Session\nfrom rhapsody.backends import {kind}") == []
     assert cell(f"session = Session(backends=[{backend}])\nscale = 3") == []
