@@ -19,7 +19,7 @@ class TestThreads(BackendConformanceTests):
     @pytest.fixture(scope="class")
     @classmethod
     def new_backend(cls) -> New:
-        return lambda: ConcurrentExecutionBackend(max_workers=3)
+        return lambda: ConcurrentExecutionBackend(max_workers=3, gpus=2)
 
 
 class TestProcesses(BackendConformanceTests):
@@ -29,7 +29,7 @@ class TestProcesses(BackendConformanceTests):
     @pytest.fixture(scope="class")
     @classmethod
     def new_backend(cls) -> New:
-        return lambda: ConcurrentExecutionBackend(executor="processes", max_workers=2)
+        return lambda: ConcurrentExecutionBackend(executor="processes", max_workers=2, gpus=2)
 
 
 class TestThreadPoolExecutor(BackendConformanceTests):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rhapsody.plugin import Outcome, Returned, Started, TaskState
@@ -13,26 +14,31 @@ from rhapsody.testing import BackendConformanceTests
 from rhapsody.testing import report as reports
 from rhapsody.testing.ledger import Ledger
 
-EXCEPTIONS = "test_a_function_that_raises_fails_with_its_own_exception"
+EXCEPTIONS = "test_function_fails_with_its_exception"
 
 
-def test_a_subclass_that_removes_a_test_is_refused() -> None:
+def test_removing_a_test_is_refused() -> None:
+    """A subclass of the suite that removes a test is a TypeError that names both."""
     with pytest.raises(TypeError, match=f"Removing removes or replaces {EXCEPTIONS}"):
         type("Removing", (BackendConformanceTests,), {EXCEPTIONS: None})
 
 
-def test_a_subclass_that_replaces_a_test_is_refused() -> None:
+def test_replacing_a_test_is_refused() -> None:
+    """A subclass of the suite that replaces a test is a TypeError."""
     with pytest.raises(TypeError, match=EXCEPTIONS):
         type("Replacing", (BackendConformanceTests,), {EXCEPTIONS: lambda self: None})
 
 
-def test_a_mixin_that_replaces_a_test_is_refused() -> None:
+def test_replacing_by_mixin_is_refused() -> None:
+    """A mixin cannot replace a test of the suite either."""
     mixin = type("Mixin", (), {EXCEPTIONS: lambda self: None})
     with pytest.raises(TypeError, match=EXCEPTIONS):
         type("Mixed", (mixin, BackendConformanceTests), {})
 
 
-def test_an_xfail_without_a_reason_is_refused() -> None:
+def test_xfail_needs_a_reason() -> None:
+    """A replacement marked xfail without a reason is refused."""
+
     @pytest.mark.xfail
     def replacement(self: object) -> None: ...
 
@@ -40,7 +46,9 @@ def test_an_xfail_without_a_reason_is_refused() -> None:
         type("Silent", (BackendConformanceTests,), {EXCEPTIONS: replacement})
 
 
-def test_an_xfail_with_a_reason_is_taken() -> None:
+def test_xfail_with_reason_is_accepted() -> None:
+    """A replacement marked xfail with a reason is accepted."""
+
     @pytest.mark.xfail(reason="the engine has no exceptions")
     def replacement(self: object) -> None: ...
 
@@ -66,7 +74,8 @@ class TestMine(BackendConformanceTests):
 """
 
 
-def test_the_report_tells_proven_refused_known_and_not_tried(tmp_path: Path) -> None:
+def test_report_has_all_four_results(tmp_path: Path) -> None:
+    """The report distinguishes proven, refused, known failures and what was not tried."""
     (tmp_path / "test_mine.py").write_text(AUTHORS_FILE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not rhapsody_restart"]
     command += ["--conformance-report", "report.json", "test_mine.py"]
@@ -76,24 +85,26 @@ def test_the_report_tells_proven_refused_known_and_not_tried(tmp_path: Path) -> 
     assert "| executables | proven | " in done.stdout
     rows = {row["what"]: row for row in json.loads((tmp_path / "report.json").read_text())["mine"]}
     assert rows["executables"]["result"] == "proven"
-    assert rows["ranks"]["result"] == "refused"
+    assert rows["stops a running function"]["result"] == "refused"
     assert rows["exceptions"] == {
         "what": "exceptions",
         "result": "known failure",
-        "tests": "3",
+        "tests": "6",
         "detail": "the engine has no exceptions",
     }
     assert rows["survives the loss of a worker"]["result"] == "not tried"
 
 
-def test_results_of_other_backends_stay_in_the_report(tmp_path: Path) -> None:
+def test_report_keeps_other_backends(tmp_path: Path) -> None:
+    """Writing a backend's results keeps those of other backends in the file."""
     path = tmp_path / "report.json"
     reports.write(path, {"other": [{"what": "functions", "result": "proven"}]})
     reports.write(path, {"mine": [{"what": "functions", "result": "FAILED"}]})
     assert json.loads(path.read_text()).keys() == {"other", "mine"}
 
 
-def test_the_pytest_plugin_imports_next_to_nothing() -> None:
+def test_pytest_plugin_imports_little() -> None:
+    """The pytest plugin imports nothing beside itself and its packages."""
     code = (
         "import pytest, sys; before = set(sys.modules); import rhapsody.testing.plugin; "
         "print(*sorted(set(sys.modules) - before))"
@@ -113,7 +124,8 @@ def _ledger(*uids: str) -> Ledger:
     return ledger
 
 
-def test_a_ledger_finds_nothing_wrong_with_a_sound_life() -> None:
+def test_ledger_accepts_a_sound_life() -> None:
+    """A task that starts, comes back or ends once is no fault."""
     ledger = _ledger("a", "b")
     ledger.reported([Started("a", 0.0), Returned(["b"]), Outcome("a", TaskState.DONE)])
     assert not ledger.faults()
@@ -135,14 +147,16 @@ def test_a_ledger_finds_nothing_wrong_with_a_sound_life() -> None:
         (["a"], "which is no event"),
     ],
 )
-def test_a_ledger_tells_a_report_that_breaks_the_contract(events: list, fault: str) -> None:
+def test_ledger_reports_each_fault(events: list[Any], fault: str) -> None:
+    """Each report that breaks the contract is a fault, named once."""
     ledger = _ledger("a")
     ledger.reported(events)
     assert fault in ledger.faults()
-    assert not ledger.faults(), "told once"
+    assert not ledger.faults(), "reported once"
 
 
-def test_a_line_of_the_table_tells_that_tests_were_left_out() -> None:
+def test_row_names_tests_left_out() -> None:
+    """A row of the table says how many of its tests were not run."""
     about = {"backend": "mine", "proves": "functions", "refuses": False, "test": "test_one"}
     tests = {"functions": {"test_one", "test_two"}, "executables": {"test_three"}}
     functions, executables = reports.summarize([(about, "passed", "")], tests)["mine"]
@@ -150,7 +164,8 @@ def test_a_line_of_the_table_tells_that_tests_were_left_out() -> None:
     assert (executables["result"], executables["detail"]) == ("not tried", "its tests were not run")
 
 
-def test_the_line_of_ten_thousand_tasks_tells_when_there_were_fewer() -> None:
+def test_row_names_fewer_tasks() -> None:
+    """The row of 10,000 tasks names the number where there were fewer."""
     about = {"backend": "mine", "proves": "back-pressure: 10,000 tasks", "refuses": False, "test": "test_one"}
     tests = {"back-pressure: 10,000 tasks": {"test_one"}}
     (few,) = reports.summarize([({**about, "many": 40}, "passed", "")], tests)["mine"]

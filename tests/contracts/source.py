@@ -1,4 +1,4 @@
-"""The project's source, as the contracts look at it."""
+"""The project's source, as the contracts read it."""
 
 from __future__ import annotations
 
@@ -51,13 +51,14 @@ def _targets(node: ast.ImportFrom, package: str) -> set[str]:
     if node.level:
         parts = package.split(".")
         base = ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
-    # `from rhapsody import api` imports a module, `from rhapsody.api import Session` a name: both forms are given
-    return {base} | {f"{base}.{alias.name}" for alias in node.names if _is_module(f"{base}.{alias.name}")}
+    # `from rhapsody import api` imports a module, `from rhapsody.api import Session` a name of one
+    found = {f"{base}.{alias.name}" for alias in node.names if _is_module(f"{base}.{alias.name}")}
+    return found if len(found) == len(node.names) else found | {base}
 
 
 def _is_module(name: str) -> bool:
-    folder = CORE.joinpath(*name.split("."))
-    return folder.with_suffix(".py").exists() or (folder / "__init__.py").exists()
+    folders = [source.joinpath(*name.split(".")) for source in (CORE, *(plugin / "src" for plugin in PLUGINS))]
+    return any(folder.with_suffix(".py").exists() or (folder / "__init__.py").exists() for folder in folders)
 
 
 @cache

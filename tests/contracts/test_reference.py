@@ -22,7 +22,7 @@ HOOKS = sorted(
         for kind in vars(hookspecs).values()
         if inspect.isclass(kind) and kind.__module__ == hookspecs.__name__
         for name in vars(kind)
-        if not name.startswith("_")
+        if name.startswith("rhapsody_")
     }
 )
 
@@ -42,15 +42,23 @@ def reference() -> str:
 
 
 @pytest.mark.parametrize(("kind", "name"), HOOKS)
-def test_every_hook_is_specified_and_has_a_section_in_the_reference(kind: str, name: str, reference: str) -> None:
+def test_hooks_are_specified_and_listed(kind: str, name: str, reference: str) -> None:
+    """Every hook is specified, and has a section in the reference."""
     hook = getattr(getattr(hookspecs, kind), name)
     assert hasattr(hook, f"{hookspecs.hookspec.project_name}_spec"), "it lacks the marker"
     section = reference.partition(f"### `{name}`\n")[2].partition("\n### ")[0]
     assert inspect.getdoc(hook).splitlines()[0].removesuffix(" Optional.") in section  # type: ignore[union-attr]  # it has a docstring
 
 
+def test_hooks_page_is_current(reference: str) -> None:
+    """The page of hooks in the repository equals what the hook specifications say."""
+    page = ROOT / "docs" / "reference" / "hooks.md"
+    assert page.read_text() == reference, "write it anew: .venv/bin/python docs/_ext/hooks_reference.py"
+
+
 @pytest.mark.parametrize("name", [name for kind, name in HOOKS if kind == "BackendHooks" and "monitor" not in name])
-def test_every_hook_of_a_backend_says_what_success_and_what_an_exception_guarantee(name: str) -> None:
+def test_hooks_state_their_guarantees(name: str) -> None:
+    """Every hook's docstring says what success and what an exception guarantee."""
     contract = inspect.getdoc(getattr(hookspecs.BackendHooks, name)) or ""
     assert re.search(r"^Returns:", contract, re.MULTILINE)
     assert re.search(r"^Raises:", contract, re.MULTILINE)
@@ -65,7 +73,8 @@ def _members(thing: Any) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("module", [rhapsody.api, rhapsody.plugin], ids=lambda module: module.__name__)
-def test_every_public_name_has_a_docstring_and_so_have_its_methods(module: ModuleType) -> None:
+def test_public_names_have_docstrings(module: ModuleType) -> None:
+    """Every public name and each of its methods has a docstring."""
     missing = []
     for name in module.__all__:
         thing = getattr(module, name)
@@ -82,7 +91,8 @@ def test_every_public_name_has_a_docstring_and_so_have_its_methods(module: Modul
     ("module", "page"), [(rhapsody.api, "api.md errors.md"), (rhapsody.plugin, "plugin.md api.md")],
     ids=["api", "plugin"],
 )  # fmt: skip
-def test_every_public_name_is_in_the_reference(module: ModuleType, page: str) -> None:
+def test_public_names_are_in_reference(module: ModuleType, page: str) -> None:
+    """Every public name is in the reference."""
     text = "".join((ROOT / "docs" / "reference" / name).read_text() for name in page.split())
     text += "".join(path.read_text() for path in sorted((ROOT / "docs" / "reference").glob("capab*.md")))
     for name in module.__all__:
@@ -94,7 +104,8 @@ def test_every_public_name_is_in_the_reference(module: ModuleType, page: str) ->
         assert re.search(rf"\b{name}\b", text), f"{name} is in no page of the reference"
 
 
-def test_the_drawing_of_the_errors_is_their_real_tree() -> None:
+def test_error_tree_is_drawn_truly() -> None:
+    """The tree in the docstring of `errors` is the tree of classes."""
     drawn: dict[str, str] = {}
     above: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -114,7 +125,8 @@ def test_the_drawing_of_the_errors_is_their_real_tree() -> None:
     assert drawn == real
 
 
-def test_every_error_can_be_imported_from_the_interface() -> None:
+def test_errors_are_in_the_interface() -> None:
+    """Every error can be imported from `rhapsody.api`."""
     public = {
         name
         for name, kind in vars(errors).items()
@@ -123,12 +135,14 @@ def test_every_error_can_be_imported_from_the_interface() -> None:
     assert public <= set(rhapsody.api.__all__)
 
 
-def test_every_command_is_in_the_reference() -> None:
+def test_commands_are_in_reference() -> None:
+    """Every command has a section in the reference."""
     page = (ROOT / "docs" / "reference" / "command-line.md").read_text()
     assert [name for name in COMMANDS if f"## rhapsody {name}\n" not in page] == []
 
 
-def test_every_setting_is_in_the_reference() -> None:
+def test_settings_are_in_reference() -> None:
+    """Every setting is in the reference."""
     page = (ROOT / "docs" / "reference" / "settings.md").read_text()
     source = (ROOT / "core" / "src" / "rhapsody" / "settings.py").read_text()
     used = set(re.findall(r"\"(RHAPSODY_[A-Z_]+)\"", source))
