@@ -1,4 +1,4 @@
-"""One real cluster of processes for each module that asks for it."""
+"""One real cluster of processes for all tests that leave it running."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if not IS_INSTALLED and "dask" not in os.environ.get("RHAPSODY_REQUIRE_BACKENDS"
     collect_ignore_glob = ["test_*.py"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[LocalCluster]:
     from distributed import LocalCluster
 

@@ -43,7 +43,8 @@ def marker(path: Path) -> ComputeTask:
     return ComputeTask(function=leave, args=(str(path),))
 
 
-async def test_tasks_that_wait_at_the_engine_never_run(session: Session, tmp_path: Path, until: Until) -> None:
+async def test_queued_tasks_never_run(session: Session, tmp_path: Path, until: Until) -> None:
+    """Canceled tasks that wait at the engine never run."""
     held = blockers(tmp_path / "gate")
     await session.submit_tasks(held)
     await until(lambda: all(task.state is TaskState.RUNNING for task in held))
@@ -62,9 +63,10 @@ async def test_tasks_that_wait_at_the_engine_never_run(session: Session, tmp_pat
     assert not (tmp_path / "mark").exists()
 
 
-async def test_a_unit_that_comes_to_a_worker_which_has_promised_not_to_begin_it_is_not_lost(
+async def test_withdrawn_batch_is_not_lost(
     session: Session, tmp_path: Path, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A batch that reaches a worker which has promised not to begin it is not lost."""
     known = [ComputeTask(function=os.getpid) for _ in range(400)]
     await session.submit_tasks(known)
     await session.wait_tasks(known, timeout=90)  # from now on it is grouped
@@ -89,6 +91,30 @@ async def test_a_unit_that_comes_to_a_worker_which_has_promised_not_to_begin_it_
     assert {uid: state is TaskState.CANCELED for uid, state in states.items()} == {
         uid: result is CancelResult.NEVER_STARTED for uid, result in results.items()
     }
+    assert {task.state for task in tasks[1::2]} == {TaskState.DONE}
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+async def test_late_answer_loses_no_task(session: Session, monkeypatch: pytest.MonkeyPatch, is_late: bool) -> None:
+    """A worker's answer to a withdrawal that comes after its batch has ended, or never, costs no task."""
+    ask = withdraw._ask_worker
+
+    async def ask_and_dawdle(*args: Any) -> Any:
+        answer = await ask(*args)
+        await asyncio.sleep(1)
+        return answer if is_late else None
+
+    known = [ComputeTask(function=time.sleep, args=(0.005,)) for _ in range(200)]
+    await session.submit_tasks(known)
+    await session.wait_tasks(known, timeout=90)  # from now on it is grouped
+    monkeypatch.setattr(withdraw, "_ask_worker", ask_and_dawdle)
+    tasks = [ComputeTask(function=time.sleep, args=(0.005,)) for _ in range(100)]
+    await session.submit_tasks(tasks)
+    await asyncio.sleep(0.1)  # workers have some, and have begun batches
+    results = await session.cancel_tasks(tasks[::2])
+    await session.wait_tasks(tasks, timeout=30)
+    never = {task.uid for task in tasks[::2] if results[task.uid] is CancelResult.NEVER_STARTED}
+    assert never <= {task.uid for task in tasks if task.state is TaskState.CANCELED}
     assert {task.state for task in tasks[1::2]} == {TaskState.DONE}
 
 
@@ -127,9 +153,10 @@ def once_or_canceled(tasks: list[ComputeTask]) -> dict[str, int]:
     return {task.uid: expected[task.state] for task in tasks}
 
 
-async def test_a_worker_that_does_not_answer_costs_no_task(
+async def test_silent_worker_costs_no_task(
     session: Session, tmp_path: Path, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A worker that does not answer costs no task."""
     monkeypatch.setattr(withdraw, "ANSWER", 0.5)
     held = await silence_one_worker(session, tmp_path, until)
     waiting = [marker(tmp_path / f"mark{i}") for i in range(20)]
@@ -144,7 +171,8 @@ async def test_a_worker_that_does_not_answer_costs_no_task(
     assert runs(tmp_path, waiting) == once_or_canceled(waiting)
 
 
-async def test_a_cancel_that_is_interrupted_costs_no_task(session: Session, tmp_path: Path, until: Until) -> None:
+async def test_interrupted_cancel_costs_no_task(session: Session, tmp_path: Path, until: Until) -> None:
+    """A cancel that is interrupted costs no task."""
     held = await silence_one_worker(session, tmp_path, until)
     waiting = [marker(tmp_path / f"mark{i}") for i in range(20)]
     await session.submit_tasks(waiting)
@@ -159,9 +187,10 @@ async def test_a_cancel_that_is_interrupted_costs_no_task(session: Session, tmp_
 
 
 @pytest.mark.parametrize("patience", [0.2, None])
-async def test_a_scheduler_that_answers_late_costs_no_task(
+async def test_slow_scheduler_costs_no_task(
     cluster: LocalCluster, tmp_path: Path, until: Until, monkeypatch: pytest.MonkeyPatch, patience: float | None
 ) -> None:
+    """A scheduler that answers late costs no task."""
     monkeypatch.setattr(withdraw, "ANSWER", 0.5)
     backend = DaskExecutionBackend(cluster=cluster.scheduler_address)  # on a loop other than the scheduler's
     async with Session(backends=[backend], work_dir=tmp_path) as session:
@@ -182,7 +211,9 @@ async def test_a_scheduler_that_answers_late_costs_no_task(
     assert runs(tmp_path, waiting) == once_or_canceled(waiting)
 
 
-async def test_the_neighbours_of_a_canceled_task_still_run_once(session: Session, tmp_path: Path, until: Until) -> None:
+async def test_neighbours_still_run_once(session: Session, tmp_path: Path, until: Until) -> None:
+    """The neighbours of a canceled task still run once."""
+
     def leave(path: str) -> None:
         import pathlib
 
@@ -207,7 +238,8 @@ async def test_the_neighbours_of_a_canceled_task_still_run_once(session: Session
     assert written == dict.fromkeys(range(1, 200, 2), "x")
 
 
-async def test_a_running_executable_and_its_children_are_stopped(session: Session, until: Until) -> None:
+async def test_executable_stops_with_children(session: Session, until: Until) -> None:
+    """A running executable and its children are stopped."""
     task = ComputeTask(executable="sleep 3033 & sleep 3033", shell=True)
     await session.submit_tasks([task])
 
@@ -221,9 +253,8 @@ async def test_a_running_executable_and_its_children_are_stopped(session: Sessio
     await until(lambda: not [p for p in sleepers() if p.status() != psutil.STATUS_ZOMBIE])
 
 
-async def test_a_running_function_says_that_it_cannot_be_stopped_and_keeps_its_end(
-    session: Session, tmp_path: Path, until: Until
-) -> None:
+async def test_running_function_keeps_its_end(session: Session, tmp_path: Path, until: Until) -> None:
+    """A running function cannot be stopped, and keeps its own end."""
     held = blockers(tmp_path / "gate")
     await session.submit_tasks(held)
     await until(lambda: all(task.state is TaskState.RUNNING for task in held))
@@ -234,9 +265,9 @@ async def test_a_running_function_says_that_it_cannot_be_stopped_and_keeps_its_e
     assert {task.state for task in held} == {TaskState.DONE}
 
 
-async def test_tasks_behind_the_running_one_of_their_unit_never_run(
-    cluster: LocalCluster, tmp_path: Path, until: Until
-) -> None:
+async def test_tasks_behind_running_one_never_run(cluster: LocalCluster, tmp_path: Path, until: Until) -> None:
+    """Canceled tasks behind the running one of their batch never run."""
+
     def work(path: str, gate: str | None) -> None:
         import pathlib
         import time
@@ -263,9 +294,8 @@ async def test_tasks_behind_the_running_one_of_their_unit_never_run(
     assert len(list(tmp_path.glob("mark*"))) == 2
 
 
-async def test_leaving_by_an_exception_stops_what_runs_on_a_cluster_of_the_users(
-    cluster: LocalCluster, tmp_path: Path, until: Until
-) -> None:
+async def test_exception_stops_running_tasks(cluster: LocalCluster, tmp_path: Path, until: Until) -> None:
+    """Leaving by an exception stops what runs on a cluster of the user's."""
     task = ComputeTask(executable="sleep", arguments=["3044"])
     held = ComputeTask(function=time.sleep, args=(1.0,))
     waiting = [marker(tmp_path / "mark") for _ in range(5)]
@@ -287,29 +317,28 @@ async def test_leaving_by_an_exception_stops_what_runs_on_a_cluster_of_the_users
     assert not (tmp_path / "mark").exists()
 
 
-async def test_short_programs_share_units_and_after_the_close_none_of_a_unit_begins(
-    cluster: LocalCluster, tmp_path: Path, until: Until
-) -> None:
+async def test_no_batch_begins_after_close(cluster: LocalCluster, tmp_path: Path, until: Until) -> None:
+    """Short executables share batches, and after the close none of a batch begins."""
     script = 'echo x >> "$1/ran"; while [ -e "$1/shut" ]; do sleep 0.05; done'
 
-    def programs(count: int) -> list[ComputeTask]:
+    def echoes(count: int) -> list[ComputeTask]:
         arguments = ["-c", script, "sh", str(tmp_path)]
         return [ComputeTask(executable="/bin/sh", arguments=arguments) for _ in range(count)]
 
     backend = DaskExecutionBackend(cluster=cluster)
     session = Session(backends=[backend], work_dir=tmp_path)
     await session.start()
-    known = programs(200)
+    known = echoes(200)
     await session.submit_tasks(known)
     await session.wait_tasks(known, timeout=90)
     (tmp_path / "shut").touch()
-    tasks = programs(60)
+    tasks = echoes(60)
     await session.submit_tasks(tasks)
     await until(lambda: sum(task.state is TaskState.RUNNING for task in tasks) == 2)
-    assert max(len(task._unit) for task in tasks if task._unit is not None) > 1
+    assert max(len(task._batch) for task in tasks if task._batch is not None) > 1
     await session.close(wait=False)
     ran = len((tmp_path / "ran").read_text().split())
     assert ran == 202
     assert {task.state for task in tasks} == {TaskState.CANCELED}
-    await asyncio.sleep(0.5)  # for programs that should not begin
+    await asyncio.sleep(0.5)  # for executables that should not begin
     assert len((tmp_path / "ran").read_text().split()) == ran

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Awaitable, Callable
+import warnings
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from rhapsody.api import (
     BackendConfigurationError,
     BackendStartError,
     ComputeTask,
+    Resources,
     Session,
     TaskState,
     UnsupportedError,
@@ -36,7 +40,50 @@ async def runs(backend: DaskExecutionBackend, work_dir: Path, count: int = 20) -
         assert [task.return_value for task in tasks] == list(range(count))
 
 
-def test_the_backend_is_found_by_its_name() -> None:
+async def test_another_core_is_warned_of(tmp_path: Path, until: Until) -> None:
+    """A worker with another rhapsody-core is warned of with both versions, there at the start or joining later."""
+    other = tmp_path / "other"
+    metadata = other / "rhapsody_core-9.8.7.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rhapsody-core\nVersion: 9.8.7\n")
+    seen: list[str] = []
+
+    def join(address: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
+        environment = {**os.environ, "PYTHONPATH": str(other)}
+        return subprocess.Popen(
+            [*command, "--local-directory", str(tmp_path)], env=environment, stderr=subprocess.DEVNULL
+        )
+
+    workers: list[subprocess.Popen[bytes]] = []
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=":0") as cluster,
+    ):
+        warnings.simplefilter("always")
+        try:
+            workers.append(join(cluster.scheduler_address))
+            await until(lambda: cluster.scheduler.workers)
+            async with Session(backends=[DaskExecutionBackend(cluster=cluster.scheduler_address)], work_dir=tmp_path):
+                for count in (1, 2):
+                    await until(lambda count=count: _cores(caught, seen) == count)
+                    if count == 1:
+                        workers.append(join(cluster.scheduler_address))
+        finally:
+            for process in workers:
+                process.terminate()
+                process.wait(30)
+    assert all(f"rhapsody-core {version('rhapsody-core')} here and 9.8.7 on worker tcp://" in text for text in seen)
+
+
+def _cores(caught: Sequence[warnings.WarningMessage], seen: list[str]) -> int:
+    """Return how many warnings name rhapsody-core; keeps their texts."""
+    seen[:] = [text for warning in caught if "rhapsody-core" in (text := str(warning.message))]
+    return len(seen)
+
+
+def test_backend_is_found_by_name() -> None:
+    """The backend is found by its name."""
     backend = get_backend("dask", resources={"n_workers": 1}, name="here")
     assert type(backend) is DaskExecutionBackend
     assert backend.name == "here"
@@ -57,25 +104,30 @@ def test_the_backend_is_found_by_its_name() -> None:
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_an_unusable_argument_is_an_error_where_it_is_written(arguments: dict[str, Any], problem: str) -> None:
+def test_unusable_argument_is_refused(arguments: dict[str, Any], problem: str) -> None:
+    """An unusable argument is an error where it is written."""
     with pytest.raises(BackendConfigurationError, match=problem):
         DaskExecutionBackend(**arguments)
 
 
-def test_every_keyword_of_a_local_cluster_and_its_workers_is_taken() -> None:
+def test_cluster_keywords_are_taken() -> None:
+    """Every keyword of LocalCluster and its workers is taken."""
     DaskExecutionBackend(resources={"n_workers": 2, "memory_limit": "1GiB", "nthreads": 1, "local_directory": "/tmp"})
 
 
-async def test_nothing_is_started_before_the_session_needs_it(leaves_nothing: None) -> None:
+async def test_nothing_starts_before_need(leaves_nothing: None) -> None:
+    """Nothing is started before the session needs it."""
     DaskExecutionBackend(resources={"n_workers": 2})
 
 
-async def test_a_value_that_local_cluster_refuses_is_a_start_error_that_shows_it(tmp_path: Path) -> None:
+async def test_refused_value_is_a_start_error(tmp_path: Path) -> None:
+    """A value that LocalCluster refuses is a start error that shows it."""
     with pytest.raises(BackendStartError, match="smoke"):
         await runs(DaskExecutionBackend(resources={"protocol": "smoke", **THREADS}), tmp_path)
 
 
-async def test_a_cluster_of_its_own_is_closed_with_everything_in_it(tmp_path: Path, until: Until) -> None:
+async def test_own_cluster_is_closed(tmp_path: Path, until: Until) -> None:
+    """A cluster of the backend's own is closed with everything in it."""
     import psutil
 
     before = set(psutil.Process().children(recursive=True))
@@ -89,9 +141,25 @@ async def test_a_cluster_of_its_own_is_closed_with_everything_in_it(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-async def test_its_scratch_folder_goes_with_it_and_those_of_killed_programs_do_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_environment_is_left_as_found(tmp_path: Path) -> None:
+    """What nannies set for their workers (one thread each for BLAS) does not stay in the program's environment."""
+
+    def environment() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if not name.startswith("__DASK")}
+
+    before = environment()
+    backend = DaskExecutionBackend(resources={"n_workers": 1, "threads_per_worker": 1})
+    async with Session(backends=[backend], work_dir=tmp_path) as session:
+        task = ComputeTask(function=os.getenv, args=("OMP_NUM_THREADS",))
+        await session.submit_tasks([task])
+        await task
+        assert task.return_value == "1"
+        assert environment() == before
+    assert environment() == before
+
+
+async def test_scratch_folders_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scratch folder goes with the cluster, and so do those of killed scripts."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     ended = subprocess.Popen(["/bin/true"])
     ended.wait()
@@ -106,7 +174,8 @@ async def test_its_scratch_folder_goes_with_it_and_those_of_killed_programs_do_t
     assert [path.name for path in tmp_path.iterdir()] == ["rhapsody-dask-1-abc"]
 
 
-async def test_a_synchronous_cluster_of_the_users_is_left_open(tmp_path: Path) -> None:
+async def test_users_sync_cluster_stays_open(tmp_path: Path) -> None:
+    """A synchronous cluster of the user's is left open."""
     with LocalCluster(n_workers=1, dashboard_address=":0", **THREADS) as cluster:
         await runs(DaskExecutionBackend(cluster=cluster), tmp_path)
         await runs(DaskExecutionBackend(cluster=cluster), tmp_path)
@@ -114,13 +183,15 @@ async def test_a_synchronous_cluster_of_the_users_is_left_open(tmp_path: Path) -
         assert not cluster.scheduler.tasks
 
 
-async def test_an_asynchronous_cluster_of_the_users_is_left_open(tmp_path: Path) -> None:
+async def test_users_async_cluster_stays_open(tmp_path: Path) -> None:
+    """An asynchronous cluster of the user's is left open."""
     async with LocalCluster(n_workers=1, dashboard_address=":0", asynchronous=True, **THREADS) as cluster:
         await runs(DaskExecutionBackend(cluster=cluster), tmp_path)
         assert cluster.status.name == "running"
 
 
-async def test_a_synchronous_client_of_the_users_is_left_open(tmp_path: Path) -> None:
+async def test_users_sync_client_stays_open(tmp_path: Path) -> None:
+    """A synchronous client of the user's is left open."""
     with (
         LocalCluster(n_workers=1, dashboard_address=":0", **THREADS) as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -129,7 +200,8 @@ async def test_a_synchronous_client_of_the_users_is_left_open(tmp_path: Path) ->
         assert client.submit(abs, -3).result(timeout=90) == 3
 
 
-async def test_an_asynchronous_client_of_the_users_is_left_open(tmp_path: Path) -> None:
+async def test_users_async_client_stays_open(tmp_path: Path) -> None:
+    """An asynchronous client of the user's is left open."""
     async with (
         LocalCluster(n_workers=1, dashboard_address=":0", asynchronous=True, **THREADS) as cluster,
         Client(cluster, asynchronous=True, set_as_default=False) as client,
@@ -138,13 +210,15 @@ async def test_an_asynchronous_client_of_the_users_is_left_open(tmp_path: Path) 
         assert await client.submit(abs, -3) == 3
 
 
-async def test_an_address_of_a_running_scheduler_is_enough(tmp_path: Path) -> None:
+async def test_scheduler_address_is_enough(tmp_path: Path) -> None:
+    """The address of a running scheduler is enough."""
     with LocalCluster(n_workers=1, dashboard_address=":0", protocol="tcp", **THREADS) as cluster:
         await runs(DaskExecutionBackend(cluster=cluster.scheduler_address), tmp_path)
         assert cluster.status.name == "running"
 
 
-async def test_a_closed_client_is_refused_with_its_state(tmp_path: Path) -> None:
+async def test_closed_client_is_refused(tmp_path: Path) -> None:
+    """A closed client is refused with its state."""
     with LocalCluster(n_workers=1, dashboard_address=":0", **THREADS) as cluster:
         client = Client(cluster, set_as_default=False)
         await asyncio.to_thread(client.close)
@@ -152,7 +226,8 @@ async def test_a_closed_client_is_refused_with_its_state(tmp_path: Path) -> None
             await runs(DaskExecutionBackend(client=client), tmp_path)
 
 
-async def test_two_sessions_on_one_cluster_do_not_hear_each_other(tmp_path: Path) -> None:
+async def test_sessions_on_one_cluster(tmp_path: Path) -> None:
+    """Two sessions on one cluster do not receive each other's events."""
     with LocalCluster(n_workers=2, dashboard_address=":0", **THREADS) as cluster:
         await asyncio.gather(
             runs(DaskExecutionBackend(cluster=cluster), tmp_path / "a", 300),
@@ -160,7 +235,8 @@ async def test_two_sessions_on_one_cluster_do_not_hear_each_other(tmp_path: Path
         )
 
 
-async def test_tasks_run_on_while_the_users_own_loop_is_blocked(tmp_path: Path, until: Until) -> None:
+async def test_tasks_run_while_loop_is_blocked(tmp_path: Path, until: Until) -> None:
+    """Tasks run on while the user's own loop is blocked."""
     backend = DaskExecutionBackend(resources={"n_workers": 2, **THREADS})
     async with Session(backends=[backend], work_dir=tmp_path) as session:
         tasks = [ComputeTask(function=time.time) for _ in range(8)]
@@ -171,9 +247,8 @@ async def test_tasks_run_on_while_the_users_own_loop_is_blocked(tmp_path: Path, 
         assert all(task.return_value < unblocked for task in tasks)
 
 
-async def test_an_adaptive_cluster_grows_with_what_waits_and_shrinks_when_all_is_done(
-    tmp_path: Path, until: Until
-) -> None:
+async def test_adaptive_cluster(tmp_path: Path, until: Until) -> None:
+    """An adaptive cluster grows with what waits and shrinks when all is done."""
     with LocalCluster(n_workers=0, dashboard_address=":0", **THREADS) as cluster:
         cluster.adapt(minimum=0, maximum=3, interval="50ms", target_duration="100ms", wait_count=2)
         async with Session(backends=[DaskExecutionBackend(cluster=cluster)], work_dir=tmp_path) as session:
@@ -188,9 +263,15 @@ async def test_an_adaptive_cluster_grows_with_what_waits_and_shrinks_when_all_is
             await session.submit_tasks([late])
             await session.wait_tasks([late], timeout=60)
             assert late.return_value == 1
+            never = ComputeTask(function=abs, args=(-1,), resources=Resources(gpus_per_rank=1))
+            await session.submit_tasks([never])
+            said = session.explain(never)
+            assert said.startswith(f"task {never.uid} waits for the cluster to grow: no worker has GPU=1")
+            await session.cancel_tasks([never])
 
 
-async def test_a_resource_counts_from_when_a_worker_that_offers_it_joins(tmp_path: Path, until: Until) -> None:
+async def test_resource_of_a_joining_worker(tmp_path: Path, until: Until) -> None:
+    """A resource counts from when a worker that offers it joins."""
     with LocalCluster(n_workers=1, dashboard_address=":0", **THREADS) as cluster:
         async with Session(backends=[DaskExecutionBackend(cluster=cluster)], work_dir=tmp_path) as session:
             probe = [ComputeTask(function=abs, args=(-1,))]
@@ -205,28 +286,28 @@ async def test_a_resource_counts_from_when_a_worker_that_offers_it_joins(tmp_pat
             }
             await asyncio.to_thread(cluster.sync, cluster._correct_state)
             await until(lambda: len(cluster.scheduler.workers) == 2)
-            await asyncio.sleep(0.2)  # the session hears of it
+            await asyncio.sleep(0.2)  # the session receives it
             task = ComputeTask(function=abs, args=(-1,), backend_options=options)
             await session.submit_tasks([task])
             await session.wait_tasks([task], timeout=90)
             assert task.return_value == 1
 
 
-async def test_other_versions_on_the_workers_are_a_warning_that_names_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_version_mismatch_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other versions on the workers are a warning that names both."""
     from rhapsody_dask import workers
 
     ours = {"packages": {"python": "3.99.1.final.0", "cloudpickle": "9.9.9"}}
     monkeypatch.setattr(workers, "get_versions", lambda: ours)
-    with pytest.warns(RuntimeWarning) as told:
+    with pytest.warns(RuntimeWarning) as warned:
         await runs(DaskExecutionBackend(resources={"n_workers": 1, **THREADS}), tmp_path)
-    texts = " ".join(str(warning.message) for warning in told)
+    texts = " ".join(str(warning.message) for warning in warned)
     assert "python 3.99.1.final.0 here and 3." in texts
     assert "cloudpickle 9.9.9 here and" in texts
 
 
-async def test_a_dask_client_of_the_users_own_stays_the_default_one(tmp_path: Path) -> None:
+async def test_default_client_is_kept(tmp_path: Path) -> None:
+    """A Dask client of the user's own stays the default one."""
     from distributed import default_client
 
     with LocalCluster(n_workers=1, dashboard_address=":0", **THREADS) as cluster, Client(cluster) as client:
@@ -238,7 +319,8 @@ async def test_a_dask_client_of_the_users_own_stays_the_default_one(tmp_path: Pa
         assert default_client() is client
 
 
-async def test_a_slurm_cluster_is_taken_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slurm_cluster_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SLURM cluster is taken like any other."""
     jobqueue = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is optional: clusters behind a queue")
     cluster = jobqueue.SLURMCluster(
         cores=4,

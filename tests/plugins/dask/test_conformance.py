@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.engine("dask"), pytest.mark.timeout(240)]
 
 @pytest.fixture(scope="class")
 def new_backend() -> Callable[[], DaskExecutionBackend]:
-    return lambda: DaskExecutionBackend(resources={"n_workers": 2, "threads_per_worker": 1})
+    return lambda: DaskExecutionBackend(resources={"n_workers": 2, "threads_per_worker": 1, "resources": {"GPU": 1}})
 
 
 class TestDask(BackendConformanceTests):

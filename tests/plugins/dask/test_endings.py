@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.engine("dask"), pytest.mark.timeout(240)]
 
 SCRIPT = """
 import asyncio
+import os
+import signal
 import sys
 import time
 from rhapsody.api import ComputeTask, Session
@@ -34,12 +36,20 @@ async def good(workers):
         await session.wait_tasks(tasks)
     print(sum(task.return_value for task in tasks[:200]), tasks[200].stdout.strip())
 
+def lingers():  # a child that holds all of the program's descriptors, and lives on
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    return child
+
 async def ends(how):
     async with Session(backends=[DaskExecutionBackend(resources={"n_workers": 2, "threads_per_worker": 1})]) as session:
         tasks = [ComputeTask(function=time.sleep, args=(60,)), ComputeTask(executable="sleep", arguments=["60"])]
         await session.submit_tasks(tasks)
         while not all(task.state == "RUNNING" for task in tasks):
             await asyncio.sleep(0.01)
+        if how == "fork":
+            print(lingers(), end=" ")
         print("running", flush=True)
         if how == "exception":
             raise RuntimeError("the user's own")
@@ -90,7 +100,7 @@ def program(script: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    children = psutil.Process(process.pid).children(recursive=True)
+    children: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 4  # two workers, a program, and its guard
     return children
 
@@ -105,7 +115,8 @@ def remaining(processes: list[psutil.Process], seconds: float = 20.0) -> list[ps
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_a_script_that_ends_well_writes_not_one_line_to_stderr(script: Path, workers: int) -> None:
+def test_good_end_writes_nothing(script: Path, workers: int) -> None:
+    """A script that ends well writes nothing to stderr."""
     ended = subprocess.run(
         [sys.executable, str(script), str(workers)], capture_output=True, text=True, timeout=110, cwd=script.parent
     )
@@ -115,7 +126,8 @@ def test_a_script_that_ends_well_writes_not_one_line_to_stderr(script: Path, wor
     assert [path.name for path in script.parent.iterdir()] == ["script.py"]
 
 
-def test_a_loop_that_outlives_its_session_hears_nothing_of_it(script: Path) -> None:
+def test_loop_outlives_its_session(script: Path) -> None:
+    """A loop that outlives its session receives nothing from it."""
     ended = subprocess.run(
         [sys.executable, str(script), "cells"], capture_output=True, text=True, timeout=110, cwd=script.parent
     )
@@ -123,7 +135,8 @@ def test_a_loop_that_outlives_its_session_hears_nothing_of_it(script: Path) -> N
     assert ended.stdout == f"{sum(i * i for i in range(20))}\n"
 
 
-def test_an_exception_ends_workers_and_programs_and_says_only_itself(script: Path) -> None:
+def test_exception_ends_workers(script: Path) -> None:
+    """An exception ends workers and executables and is all that is written."""
     ended = subprocess.run(
         [sys.executable, str(script), "exception"], capture_output=True, text=True, timeout=110, cwd=script.parent
     )
@@ -131,7 +144,8 @@ def test_an_exception_ends_workers_and_programs_and_says_only_itself(script: Pat
     assert "distributed" not in ended.stderr
 
 
-def test_ctrl_c_ends_workers_and_programs_and_says_only_itself(program: subprocess.Popen[str]) -> None:
+def test_ctrl_c_ends_workers(program: subprocess.Popen[str]) -> None:
+    """Ctrl-C ends workers and executables and is all that is written."""
     children = family(program)
     os.killpg(program.pid, signal.SIGINT)  # the terminal sends it to every process of the group
     _, said = program.communicate(timeout=110)
@@ -141,16 +155,35 @@ def test_ctrl_c_ends_workers_and_programs_and_says_only_itself(program: subproce
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_a_program_that_is_killed_leaves_no_worker_and_no_program(
-    program: subprocess.Popen[str], signum: signal.Signals
-) -> None:
+def test_killed_script_leaves_nothing(program: subprocess.Popen[str], signum: signal.Signals) -> None:
+    """A script that is killed leaves no worker and no executable."""
     children = family(program)
     program.send_signal(signum)
     assert program.wait(20) == -signum
     assert remaining(children) == []
 
 
-def test_a_script_that_forgets_the_main_guard_is_told(tmp_path: Path) -> None:
+def test_forked_child_keeps_no_worker(script: Path) -> None:
+    """When the program is killed, its workers and executables end, also while a child that it forked lives on.
+
+    multiprocessing's resource tracker stays with the child, which may use what it will remove.
+    """
+    command = [sys.executable, "-W", "ignore", str(script), "fork"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=script.parent) as process:
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline().split()[0]))
+        others = [one for one in family(process) if one != child and "resource_tracker" not in " ".join(one.cmdline())]
+        process.kill()
+        process.wait()
+        try:
+            assert remaining(others) == []
+            assert child.is_running()
+        finally:
+            child.kill()
+
+
+def test_missing_main_guard_is_reported(tmp_path: Path) -> None:
+    """A script that forgets the main guard gets an error that says so."""
     path = tmp_path / "unguarded.py"
     path.write_text(SCRIPT.partition("if __name__")[0] + "asyncio.run(good(1))\n")
     ended = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=110, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""What the tests of the Dragon backends share: one runtime for a module, and a look for what is left of it."""
+"""What the tests of the Dragon backends share: one runtime for a module, and a search for what is left of it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,16 @@ MARK = "RHAPSODY_DRAGON_TESTS"
 CLEAN = 20.0
 
 
+def outside() -> dict[str, str]:
+    """The environment of a program that has nothing to do with the shared runtime."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("DRAGON_")}
+
+
 def is_alive(process: psutil.Process) -> bool:
     """Whether a process runs; one that only waits to be collected does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return False
 
 
@@ -43,7 +48,7 @@ def marked(mark: str) -> list[psutil.Process]:
         try:
             if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
                 found.append(process)
-        except psutil.Error:  # it has ended, or is another user's
+        except (psutil.Error, OSError):  # it has ended, or is another user's
             continue
     return found
 
@@ -97,7 +102,7 @@ class Script:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, MARK: self.mark},
+            env={**outside(), MARK: self.mark},
         )
         assert self.process.stdout is not None
         self.seen: set[psutil.Process] = set()
@@ -105,7 +110,7 @@ class Script:
         self.files = shared_memory(list(self.seen))
 
     def next_line(self) -> str:
-        """The next line that the script prints; by then its processes are looked at."""
+        """The next line that the script prints; by then its processes are noted."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
         if self.process.poll() is None:
@@ -151,11 +156,64 @@ def script(tmp_path: Path) -> Iterator[Callable[[str], Script]]:
                 stream.close()
 
 
-@pytest.fixture(scope="module")
-def dragon() -> Iterator[Any]:
-    """A runtime that the sessions of a module share, so that each of them starts in a second."""
-    from rhapsody_dragon import runtime
+class Shared:
+    """The runtime that the tests share which do not end it, and sessions on it that stay open while they run."""
 
-    held = runtime.acquire(lambda what: None, threading.Event(), 100.0)
-    yield held
-    runtime.release(held)
+    def __init__(self, folder: Path) -> None:
+        self.held: Any = None
+        self._folder = folder
+        self._runner: asyncio.Runner | None = None
+        self._sessions: dict[Any, Session] = {}
+
+    def take(self) -> Any:
+        from rhapsody_dragon import runtime
+
+        if self.held is None:
+            self.held = runtime.acquire(lambda what: None, threading.Event(), 100.0)
+        return self.held
+
+    def run(self, make: Callable[[], Any], *tasks: ComputeTask) -> list[ComputeTask]:
+        """Run tasks until each has ended, in the session of a backend, which is made where there is none yet."""
+
+        async def main() -> None:
+            if make not in self._sessions:
+                self._sessions[make] = Session([make()], work_dir=self._folder)
+            await self._sessions[make].submit_tasks(tasks)
+            await self._sessions[make].wait_tasks(tasks)
+
+        self.take()
+        self._runner = self._runner or asyncio.Runner()
+        self._runner.run(main())
+        return list(tasks)
+
+    def give_back(self) -> None:
+        from rhapsody_dragon import runtime
+
+        if self._runner is not None:
+            for session in self._sessions.values():
+                self._runner.run(session.close())
+            self._runner.close()
+        self._runner, self._sessions = None, {}
+        held, self.held = self.held, None
+        if held is not None:
+            runtime.release(held)
+
+
+@pytest.fixture(scope="package")  # and no longer: it changes the environment, which other tests pass on
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """What the two fixtures below use."""
+    one = Shared(tmp_path_factory.mktemp("sessions"))
+    yield one
+    one.give_back()
+
+
+@pytest.fixture(scope="module")
+def dragon(shared: Shared) -> Any:
+    """The shared runtime."""
+    return shared.take()
+
+
+@pytest.fixture(scope="module")
+def no_dragon(shared: Shared) -> None:
+    """No runtime: the tests of this module start their own."""
+    shared.give_back()

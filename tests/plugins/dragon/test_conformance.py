@@ -1,22 +1,13 @@
-"""The Dragon backends pass the conformance suite."""
+"""The Dragon backends pass the conformance suite, whole, in each of their modes."""
 
 from __future__ import annotations
 
-import os
+from typing import ClassVar
 
 import pytest
-from rhapsody.errors import UnsupportedError
 from rhapsody.testing import BackendConformanceTests, die
 
 pytestmark = [pytest.mark.engine("dragon"), pytest.mark.usefixtures("dragon"), pytest.mark.timeout(240)]
-
-
-too_few_cores_for_ranks = pytest.mark.xfail(
-    (os.cpu_count() or 1) < 4,
-    reason="Batch gives a rank one core, and takes half of the processors for cores: 2 ranks need 4 processors",
-    raises=UnsupportedError,
-    strict=True,
-)
 
 
 class TestV2(BackendConformanceTests):
@@ -36,6 +27,7 @@ class TestV3(BackendConformanceTests):
     title = "dragon (V3)"
     patience = 30.0
     kill_worker = staticmethod(die)
+    options: ClassVar = {"timeout": 60, "pmi": None, "process_template": {}}
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -44,9 +36,20 @@ class TestV3(BackendConformanceTests):
 
         return lambda: DragonExecutionBackendV3(num_workers=2)
 
-    @too_few_cores_for_ranks
-    def test_declared_ranks_are_started(self, rhapsody_rig):
-        super().test_declared_ranks_are_started(rhapsody_rig)
+
+class TestV3Stream(BackendConformanceTests):
+    title = "dragon (V3, stream)"
+    patience = 30.0
+    many = 1000
+    kill_worker = staticmethod(die)
+    options: ClassVar = {"timeout": 60, "pmi": None, "process_template": {}}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def new_backend(cls):
+        from rhapsody_dragon.v3 import DragonExecutionBackendV3
+
+        return lambda: DragonExecutionBackendV3(num_workers=2, disable_batch_submission=True)
 
 
 class TestV1(BackendConformanceTests):
@@ -54,6 +57,7 @@ class TestV1(BackendConformanceTests):
     patience = 30.0
     many = 40
     kill_worker = staticmethod(die)
+    options: ClassVar = {"timeout": 60, "pmi": None}
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -37,19 +37,22 @@ asyncio.run(main())
 
 def run(script: Callable[[str], Script], ending: str) -> Script:
     one = script(SCRIPT.replace("ENDING", ending))
-    assert one.first == "UP"
+    assert one.first == "UP", one.end()
     assert one.next_line() == "RUNNING"
     return one
 
 
-def test_close_leaves_nothing_and_shows_nothing_of_the_runtime(script: Callable[[str], Script]) -> None:
+def test_close_leaves_and_prints_nothing(script: Callable[[str], Script]) -> None:
+    """A closed session leaves no process or file, and nothing of the runtime is printed."""
     one = run(script, "await session.close(wait=False)")
     assert one.end() == ("", "")
     assert one.process.returncode == 0
     one.must_leave_nothing()
 
 
-def test_an_exception_in_the_script_leaves_nothing_but_its_own_traceback(script: Callable[[str], Script]) -> None:
+@pytest.mark.nightly
+def test_an_exception_leaves_nothing(script: Callable[[str], Script]) -> None:
+    """A script that fails prints its own traceback alone, and leaves nothing."""
     one = run(script, "raise ValueError('mine')")
     out, err = one.end()
     assert out == ""
@@ -59,8 +62,10 @@ def test_an_exception_in_the_script_leaves_nothing_but_its_own_traceback(script:
     one.must_leave_nothing()
 
 
+@pytest.mark.nightly  # the conformance suite kills a program too
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_to_the_script_leaves_nothing(script: Callable[[str], Script], number: signal.Signals) -> None:
+def test_a_signal_leaves_nothing(script: Callable[[str], Script], number: signal.Signals) -> None:
+    """A script that is interrupted, terminated or killed leaves nothing."""
     one = run(script, "await asyncio.sleep(300)")
     one.process.send_signal(number)
     out, _ = one.end()
@@ -69,12 +74,13 @@ def test_a_signal_to_the_script_leaves_nothing(script: Callable[[str], Script], 
     one.must_leave_nothing()
 
 
-def test_a_script_that_is_killed_while_the_runtime_starts_leaves_nothing(script: Callable[[str], Script]) -> None:
+def test_a_kill_during_start_leaves_nothing(script: Callable[[str], Script]) -> None:
+    """A script that is killed while the runtime starts leaves nothing."""
     one = script(
         """
 import threading
 from rhapsody_dragon import runtime
-from rhapsody_dragon.parts import PARTS
+from rhapsody_dragon.startup_checks import PARTS
 
 def report(what):
     if what == PARTS["services"].waits_for:

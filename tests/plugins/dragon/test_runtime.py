@@ -20,21 +20,33 @@ from rhapsody.api import ComputeTask, Session
 from rhapsody.errors import BackendConfigurationError, BackendLostError, BackendStartError
 from rhapsody.plugin import ExecutionBackend
 from rhapsody_dragon import runtime
-from rhapsody_dragon.parts import PARTS
+from rhapsody_dragon.startup_checks import PARTS
 from rhapsody_dragon.v1 import DragonExecutionBackendV1
 from rhapsody_dragon.v2 import DragonExecutionBackendV2
 from rhapsody_dragon.v3 import DragonExecutionBackendV3
 
-from .conftest import Script, shared_memory, wait_for
+from .conftest import Script, outside, shared_memory, wait_for
 
-pytestmark = [pytest.mark.engine("dragon"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine("dragon"), pytest.mark.usefixtures("no_dragon"), pytest.mark.timeout(240)]
 
 
 def start() -> runtime.DragonRuntime:
     return runtime.acquire(lambda what: None)
 
 
-def test_sessions_one_after_the_other_and_at_the_same_time_share_or_start_a_runtime(tmp_path: Path) -> None:
+def guard_of(held: runtime.DragonRuntime | None) -> psutil.Process:
+    assert held is not None
+    assert held._guard is not None
+    return psutil.Process(held._guard.pid)
+
+
+def kill_launcher(held: runtime.DragonRuntime | None) -> None:
+    guard_of(held).children()[0].kill()
+
+
+def test_sessions_share_a_runtime(tmp_path: Path) -> None:
+    """Sessions at the same time share a runtime, which the last of them ends, and no variable is left."""
+
     async def one() -> None:
         async with Session([DragonExecutionBackendV2({"slots": 1})], work_dir=tmp_path) as session:
             task = ComputeTask(function=os.getpid)
@@ -51,13 +63,14 @@ def test_sessions_one_after_the_other_and_at_the_same_time_share_or_start_a_runt
             assert (await again).return_value == task.return_value
 
     before = {key for key in os.environ if key.startswith("DRAGON_")}
-    for _ in range(2):
-        asyncio.run(one())
-        assert runtime._current is None
-        assert {key for key in os.environ if key.startswith("DRAGON_")} == before
+    asyncio.run(one())
+    assert runtime._current is None
+    assert {key for key in os.environ if key.startswith("DRAGON_")} == before
 
 
-def test_two_programs_at_the_same_time_do_not_harm_each_other(script: Callable[[str], Script]) -> None:
+@pytest.mark.nightly  # test_a_child_program_is_not_this_one has two as well
+def test_two_programs_have_two_runtimes(script: Callable[[str], Script]) -> None:
+    """Each of two scripts ends its own runtime, and the other's goes on."""
     other = script(
         """
 import time
@@ -69,7 +82,6 @@ time.sleep(300)
     )
     assert other.first == "UP"
     held = start()
-    assert held._watchdog is not None
     runtime.release(held)
     assert all(Path(file).exists() for file in other.files)
     held = start()
@@ -85,17 +97,18 @@ time.sleep(300)
     runtime.release(held)
 
 
-def test_a_runtime_that_dies_loses_the_backend_and_the_next_session_starts_another(tmp_path: Path) -> None:
+def test_a_dead_runtime_loses_the_backend(tmp_path: Path) -> None:
+    """Tasks fail with BackendLostError, nothing is left, and the next session starts another runtime."""
+
     async def lose() -> None:
         session = Session([DragonExecutionBackendV2({"slots": 1})], work_dir=tmp_path)
         await session.start()
         task = ComputeTask(function=time.sleep, args=(300,))
         await session.submit_tasks([task])
-        assert runtime._current is not None
-        watchdog = psutil.Process(runtime._current._watchdog._process.pid)
-        processes = watchdog.children(recursive=True)
+        guard = guard_of(runtime._current)
+        processes = guard.children(recursive=True)
         files = shared_memory(processes)
-        watchdog.children()[0].kill()  # the launcher
+        kill_launcher(runtime._current)
         with pytest.raises(BackendLostError, match="Dragon runtime"):
             await asyncio.wait_for(task, 60)
         await session.close(wait=False)
@@ -113,13 +126,16 @@ def test_a_runtime_that_dies_loses_the_backend_and_the_next_session_starts_anoth
     asyncio.run(use())
 
 
-def test_a_runtime_that_dies_while_a_backend_starts_on_it_fails_the_start_and_holds_nobody_up(tmp_path: Path) -> None:
+@pytest.mark.nightly
+def test_a_runtime_dies_during_a_start(tmp_path: Path) -> None:
+    """The start of a backend fails, and does not wait for answers that never come."""
+
     async def main() -> None:
         session = Session([DragonExecutionBackendV2({"slots": 2})], work_dir=tmp_path)
         starting = asyncio.create_task(session.start())
         while runtime._current is None:
             await asyncio.sleep(0.01)
-        psutil.Process(runtime._current._watchdog._process.pid).children()[0].kill()  # the launcher
+        kill_launcher(runtime._current)
         with pytest.raises(BackendStartError, match="Dragon runtime ended"):
             await asyncio.wait_for(starting, 60)
 
@@ -129,23 +145,22 @@ def test_a_runtime_that_dies_while_a_backend_starts_on_it_fails_the_start_and_ho
 @pytest.mark.parametrize(
     ("kind", "asked"),
     [
-        (DragonExecutionBackendV2, "dragon.native.queue.Queue.__init__"),
-        (DragonExecutionBackendV2, "dragon.native.process.Process.start"),
+        pytest.param(DragonExecutionBackendV2, "dragon.native.queue.Queue.__init__", marks=pytest.mark.nightly),
+        pytest.param(DragonExecutionBackendV2, "dragon.native.process.Process.start", marks=pytest.mark.nightly),
         (partial(DragonExecutionBackendV3, disable_batch_submission=True), "dragon.native.process.Process.start"),
     ],
 )
-def test_a_runtime_that_dies_while_it_is_asked_for_something_fails_the_start(
+def test_a_runtime_dies_during_a_request(
     kind: Callable[[], ExecutionBackend], asked: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """A start fails whose request to the runtime is never answered."""
     held = start()
-    assert held._watchdog is not None
-    watchdog = psutil.Process(held._watchdog._process.pid)
     owner, name = pkgutil.resolve_name(asked.rpartition(".")[0]), asked.rpartition(".")[2]
     ask = getattr(owner, name)
 
     def ask_in_vain(*args: object, **keywords: object) -> object:
         monkeypatch.setattr(owner, name, ask)
-        watchdog.children()[0].kill()  # the launcher
+        kill_launcher(held)
         return ask(*args, **keywords)
 
     monkeypatch.setattr(owner, name, ask_in_vain)
@@ -160,11 +175,12 @@ def test_a_runtime_that_dies_while_it_is_asked_for_something_fails_the_start(
         runtime.release(held)
 
 
-def test_who_waits_for_an_answer_of_a_runtime_that_dies_gets_an_error_and_the_next_runtime_answers() -> None:
+@pytest.mark.nightly
+def test_requests_fail_with_the_runtime() -> None:
+    """Requests to a runtime that dies get an error, and the next runtime answers."""
     from dragon.native.process import Process
 
     held = start()
-    assert held._watchdog is not None
     asleep = Process(target="/bin/sleep", args=["300"])
     asleep.start()
     problems: list[BaseException] = []
@@ -179,7 +195,7 @@ def test_who_waits_for_an_answer_of_a_runtime_that_dies_gets_an_error_and_the_ne
     for thread in threads:
         thread.start()
     time.sleep(0.5)  # until all of them have asked
-    psutil.Process(held._watchdog._process.pid).children()[0].kill()  # the launcher
+    kill_launcher(held)
     wait_for(lambda: held.lost, 20, "its end is noticed")
     runtime.release(held)
     wait_for(lambda: len(problems) == 3, 20, "nobody waits any more")
@@ -191,9 +207,8 @@ def test_who_waits_for_an_answer_of_a_runtime_that_dies_gets_an_error_and_the_ne
     runtime.release(after)
 
 
-def test_a_launcher_that_fails_is_named_with_its_reason_and_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failed_launcher_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A launcher that fails is named with its reason and the remedy."""
     (tmp_path / "dragon").mkdir()
     (tmp_path / "dragon" / "__init__.py").write_text("raise ImportError('this Dragon is broken')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -206,22 +221,24 @@ def test_a_launcher_that_fails_is_named_with_its_reason_and_the_remedy(
     assert runtime._current is None
 
 
-def test_a_start_that_nobody_waits_for_any_more_is_given_up() -> None:
+def test_an_unwanted_start_is_given_up() -> None:
+    """A start that nobody waits for any more ends early, and holds nothing."""
     give_up = threading.Event()
     with pytest.raises(BackendStartError, match="interrupted"):
         runtime.acquire(lambda what: give_up.set(), give_up)
     assert runtime._current is None
 
 
-def test_a_token_that_opens_no_runtime_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("DRAGON_ATTACH_TOKEN", "wrong")
+def test_a_wrong_token_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A token that opens no runtime is an error that names the variable and not the token."""
+    monkeypatch.setenv("DRAGON_ATTACH_TOKEN", "0penSesame")
     monkeypatch.setenv("DRAGON_ATTACH_DIR", str(tmp_path))
     with pytest.raises(BackendStartError, match="DRAGON_ATTACH_TOKEN") as failed:
         start()
-    assert "wrong" not in str(failed.value)
+    assert "0penSesame" not in str(failed.value)
 
 
-#: A program that has a runtime, and tells its token and its folder.
+#: A program that has a runtime, and prints its token and its folder.
 OTHER = """
 import os
 from rhapsody_dragon import runtime
@@ -235,7 +252,8 @@ time.sleep(300)
 """
 
 
-def test_the_token_of_a_running_runtime_attaches_to_it(script: Callable[[str], Script]) -> None:
+def test_a_token_attaches_to_a_runtime(script: Callable[[str], Script]) -> None:
+    """The runtime of another program is used, and left alone afterwards."""
     other = script(OTHER)
     token, folder = json.loads(other.first)
     with pytest.MonkeyPatch.context() as patch:
@@ -255,9 +273,11 @@ def test_the_token_of_a_running_runtime_attaches_to_it(script: Callable[[str], S
     other.must_leave_nothing()
 
 
-def test_the_death_of_a_runtime_that_was_attached_to_loses_the_backend(
+@pytest.mark.nightly
+def test_an_attached_runtime_dies(
     script: Callable[[str], Script], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """The end of another program's runtime loses the backend."""
     other = script(OTHER)
     token, folder = json.loads(other.first)
     monkeypatch.setenv("DRAGON_ATTACH_TOKEN", token)
@@ -268,8 +288,8 @@ def test_the_death_of_a_runtime_that_was_attached_to_loses_the_backend(
         await session.start()
         task = ComputeTask(function=time.sleep, args=(300,))
         await session.submit_tasks([task])
-        [watchdog] = psutil.Process(other.process.pid).children()
-        watchdog.children()[0].kill()  # the launcher
+        [guard] = psutil.Process(other.process.pid).children()
+        guard.children()[0].kill()  # the launcher
         with pytest.raises(BackendLostError, match="Dragon runtime"):
             await asyncio.wait_for(task, 60)
         await session.close(wait=False)
@@ -281,18 +301,21 @@ def test_the_death_of_a_runtime_that_was_attached_to_loses_the_backend(
 
 
 @pytest.mark.parametrize("kind", [DragonExecutionBackendV1, DragonExecutionBackendV2])
-def test_resources_that_make_no_sense_are_refused_where_they_are_given(kind: type) -> None:
+def test_bad_resources_are_refused(kind: type) -> None:
+    """Unknown resources and unusable values are errors where they are given."""
     for resources in ({"slots": 0}, {"slots": True}, {"slots": "2"}, {"nodes": 1}, {"working_dir": 3}):
         with pytest.raises(BackendConfigurationError, match=str(next(iter(resources)))):
             kind(resources)
 
 
-def test_num_workers_that_make_no_sense_are_refused_where_they_are_given() -> None:
+def test_bad_num_workers_are_refused() -> None:
+    """An unusable number is an error where it is given."""
     with pytest.raises(BackendConfigurationError, match="num_workers"):
         DragonExecutionBackendV3(num_workers=0)
 
 
-def test_inside_the_launcher_its_runtime_is_used_and_left_to_it(tmp_path: Path) -> None:
+def test_the_launchers_runtime_is_used(tmp_path: Path) -> None:
+    """A script inside Dragon's launcher uses its runtime, and leaves it to it."""
     path = tmp_path / "script.py"
     path.write_text(
         """
@@ -312,13 +335,12 @@ asyncio.run(main())
 """
     )
     launch = "import sys; from dragon.launcher.launch_selector import main; sys.exit(main())"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("DRAGON_")}
     done = subprocess.run(
         [sys.executable, "-c", launch, "-s", str(path)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=environment,
+        env=outside(),
         stdin=subprocess.DEVNULL,
         timeout=120,
     )

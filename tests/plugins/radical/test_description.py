@@ -1,7 +1,8 @@
-"""A task in RADICAL-Pilot's words."""
+"""The translation of a task to RADICAL-Pilot's TaskDescription."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import subprocess
 from datetime import datetime
@@ -10,8 +11,8 @@ from typing import Any
 
 import pytest
 from rhapsody.api import ComputeTask, Resources
-from rhapsody.errors import UnsupportedError
-from rhapsody_radical.description import check, check_fields, describe_executable, describe_unit, escape
+from rhapsody.errors import BackendStartError, UnsupportedError
+from rhapsody_radical.description import check, check_fields, check_size, describe_batch, describe_executable, escape
 from rhapsody_radical.pilot import Listener, PilotProcess
 from rhapsody_radical.resources import PilotRequest
 
@@ -48,22 +49,26 @@ def in_a_script(description: dict[str, Any], folder: Path) -> str:
     return subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, check=True, cwd=folder).stdout
 
 
-def test_arguments_reach_the_program_as_the_user_wrote_them(tmp_path: Path) -> None:
+def test_arguments_arrive_verbatim(tmp_path: Path) -> None:
+    """Arguments reach the executable as the user wrote them."""
     task = ComputeTask(executable="/usr/bin/printf", arguments=["%s\\0", *ODD])
     assert in_a_script(described(task), tmp_path).split("\0")[:-1] == ODD
 
 
-def test_values_of_the_environment_reach_the_program_as_the_user_wrote_them(tmp_path: Path) -> None:
+def test_environment_arrives_verbatim(tmp_path: Path) -> None:
+    """Values of the environment reach the executable as the user wrote them."""
     task = ComputeTask(executable="printenv", arguments=["-0", "VALUE"], environment={"VALUE": "".join(ODD)})
     assert in_a_script(described(task), tmp_path) == "".join(ODD) + "\0"
 
 
-def test_a_command_line_is_given_to_a_shell_and_its_arguments_are_quoted(tmp_path: Path) -> None:
+def test_shell_command_quotes_arguments(tmp_path: Path) -> None:
+    """A command line is given to a shell, and its arguments are quoted."""
     task = ComputeTask(executable="echo $((1 + 1))", arguments=["$HOME"], shell=True)
     assert in_a_script(described(task), tmp_path) == "2 $HOME\n"
 
 
-def test_the_program_runs_in_its_own_folder_and_reads_its_own_input(tmp_path: Path) -> None:
+def test_folder_and_input(tmp_path: Path) -> None:
+    """The executable runs in its own folder and reads its own input."""
     folder = tmp_path / "with a space"
     folder.mkdir()
     (tmp_path / "the input").write_text("from the file")
@@ -71,11 +76,13 @@ def test_the_program_runs_in_its_own_folder_and_reads_its_own_input(tmp_path: Pa
     assert in_a_script(described(task, stdin=str(tmp_path / "the input")), tmp_path) == f"{folder}\nfrom the file"
 
 
-def test_without_input_the_program_reads_nothing(tmp_path: Path) -> None:
+def test_no_input_reads_nothing(tmp_path: Path) -> None:
+    """Without input the executable reads nothing."""
     assert in_a_script(described(ComputeTask(executable="cat")), tmp_path) == ""
 
 
-def test_resources_become_ranks_cores_gpus_and_megabytes_of_each_rank() -> None:
+def test_resources_become_ranks() -> None:
+    """Resources become ranks, cores, GPUs and megabytes of each rank."""
     wanted = Resources(ranks=4, cores_per_rank=2, gpus_per_rank=0.5, memory=10 * 2**30 + 1)
     fields = described(ComputeTask(executable="mpi", resources=wanted))
     assert {key: fields[key] for key in fields if "rank" in key} == {
@@ -86,16 +93,18 @@ def test_resources_become_ranks_cores_gpus_and_megabytes_of_each_rank() -> None:
     }
 
 
-def test_a_unit_of_one_function_carries_the_resources_of_its_task() -> None:
+def test_single_function_keeps_resources() -> None:
+    """A batch of one function carries the resources of its task."""
     task = ComputeTask(
         function=print, resources=Resources(cores_per_rank=2), backend_options={"pre_exec": "module load x"}
     )
-    fields = describe_unit(["python", "-m", "a b"], "task.7", task)
+    fields = describe_batch(["python", "-m", "a b"], "task.7", task)
     assert fields["executable"] == "python -m 'a b'"
     assert (fields["cores_per_rank"], fields["pre_exec"]) == (2, ["module load x"])
 
 
-def test_options_are_passed_on_in_radical_pilots_types() -> None:
+def test_options_keep_radicals_types() -> None:
+    """Options are passed on in RADICAL-Pilot's types."""
     task = ComputeTask(
         executable="x", backend_options={"pre_exec": ("a", "b"), "tags": {"colocate": 1}, "sandbox": Path("/scratch")}
     )
@@ -103,20 +112,23 @@ def test_options_are_passed_on_in_radical_pilots_types() -> None:
     assert (fields["pre_exec"], fields["tags"], fields["sandbox"]) == (["a", "b"], {"colocate": 1}, "/scratch")
 
 
-def test_paths_and_tuples_inside_of_an_option_are_passed_on_as_text_and_lists() -> None:
+def test_nested_paths_become_text() -> None:
+    """Paths and tuples inside an option become text and lists."""
     task = ComputeTask(executable="x", backend_options={"input_staging": ({"source": Path("a"), "target": ("b",)},)})
     assert described(task)["input_staging"] == [{"source": "a", "target": ["b"]}]
 
 
 @pytest.mark.parametrize("value", [{"at": datetime(2026, 1, 1)}, {"key": {1, 2}}, {(1, 2): "x"}, {"a": "\udcff"}])
-def test_an_option_that_cannot_travel_is_refused_with_a_remedy(value: dict[Any, Any]) -> None:
+def test_unencodable_option_is_refused(value: dict[Any, Any]) -> None:
+    """An option that cannot travel is refused with a remedy."""
     task = ComputeTask(executable="x", backend_options={"metadata": value})
     with pytest.raises(UnsupportedError, match=f"{task.uid}.*metadata cannot travel.*it may hold text"):
         check(task, "radical")
 
 
-def test_a_command_that_cannot_be_encoded_is_its_senders_error(tmp_path: Path) -> None:
-    process = PilotProcess(HERE, tmp_path, "sid", Listener(event=print, look=bool, gone=print))
+def test_unencodable_command_raises(tmp_path: Path) -> None:
+    """A command that cannot be encoded is the sender's error."""
+    process = PilotProcess(HERE, tmp_path, "sid", Listener(event=print, poll=bool, gone=print))
     with pytest.raises(TypeError):
         process.submit([{"metadata": object()}])
 
@@ -137,7 +149,8 @@ def test_a_command_that_cannot_be_encoded_is_its_senders_error(tmp_path: Path) -
         (ComputeTask(executable="x", backend_options={"timeout": math.nan}), "timeout must be at least 0, not nan"),
     ],
 )
-def test_what_radical_pilot_cannot_do_is_refused_with_a_remedy(task: ComputeTask, said: str) -> None:
+def test_unsupported_request_is_refused(task: ComputeTask, said: str) -> None:
+    """What RADICAL-Pilot cannot do is refused with a remedy."""
     with pytest.raises(UnsupportedError) as caught:
         check(task, "radical")
     assert said in str(caught.value)
@@ -155,10 +168,43 @@ def test_what_radical_pilot_cannot_do_is_refused_with_a_remedy(task: ComputeTask
         ComputeTask(executable="x", stdin="\udcff"),
     ],
 )
-def test_text_that_no_shell_takes_is_refused(task: ComputeTask) -> None:
+def test_text_for_no_shell_is_refused(task: ComputeTask) -> None:
+    """Text that no shell takes is refused."""
     with pytest.raises(UnsupportedError, match=task.uid):
         described(task)
 
 
-def test_escaped_text_means_itself_between_double_quotes() -> None:
+def test_escaped_text_is_literal() -> None:
+    """Escaped text is literal between double quotes."""
     assert escape('a"$b`c\\d') == 'a\\"\\$b\\`c\\\\d'
+
+
+def test_missing_netifaces_names_both_cures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start without netifaces says how to install it with and without a compiler."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendStartError, match=r"pip install netifaces2 brings it as a wheel.*C compiler"):
+        PilotProcess(HERE, tmp_path, "sid", Listener(event=print, poll=bool, gone=print)).start()
+
+
+def test_memory_beyond_a_node_is_refused() -> None:
+    """A rank that wants more memory than a node has would wait for good, and is refused; its share of it is not."""
+    pilot = PilotRequest(description={}, slots=4, local=False, shared_files=True, node_memory=4096)
+    check_size(ComputeTask(executable="x", resources=Resources(ranks=2, memory="8 GiB")), "radical", pilot)
+    with pytest.raises(UnsupportedError, match="5120 MB of memory for a rank, and a node of the pilot has 4096"):
+        check_size(ComputeTask(executable="x", resources=Resources(memory="5 GiB")), "radical", pilot)
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        (["echo", "a", "&&", "echo", "b  c", "|", "tr", "b", "B"], "a\nB  c\n"),
+        (["python3", "-c", "print(1 and '$HOME')"], "$HOME\n"),
+        (["echo", "a", "2>&1", ">", "/dev/null", ";", "echo", "b"], "b\n"),
+    ],
+)
+def test_split_words_in_a_shell(words: list[str], printed: str) -> None:
+    """Words that an engine has split reach the shell as one line: operators work, and the rest arrives as written."""
+    options: Any = {"task_backend_specific_kwargs": {"shell": True}}
+    task = ComputeTask(words[0], arguments=words[1:], **options)
+    done = subprocess.run(["bash", "-c", described(task)["executable"]], capture_output=True, text=True, check=True)
+    assert done.stdout == printed

@@ -72,7 +72,7 @@ DESCRIBES = (
 def client_of(folder: Path) -> psutil.Process:
     """Return the process that holds RADICAL-Pilot's client: the child of the keeper."""
     commands = {process: command_of(process) for process in processes_of(folder)}
-    [keeper] = [process for process, command in commands.items() if "keeper.py" in command]
+    [keeper] = [process for process, command in commands.items() if "rhapsody_radical.keeper" in command]
     [client] = [child for child in keeper.children() if "rhapsody_radical.bridge" in command_of(child)]
     return client
 
@@ -80,25 +80,15 @@ def client_of(folder: Path) -> psutil.Process:
 def command_of(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
-    except psutil.Error:  # one of the many short-lived helpers of RADICAL-Pilot
+    except (psutil.Error, OSError):  # one of the many short-lived helpers of RADICAL-Pilot
         return ""
 
 
 @pytest.fixture(scope="module")
-def last_minute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
-    """A pilot whose runtime is over while the other tests of the module run."""
-    script = Script(
-        tmp_path_factory.mktemp("minute"),
-        WAITS.replace('{"cores": 2}', '{"cores": 2, "runtime": 1}'),
-    )
-    yield script
-    script.end()
-
-
-@pytest.fixture(scope="module")
-def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Script]]:
-    """Programs that will not end well, all started at the same time."""
-    texts = dict.fromkeys(("SIGINT", "SIGTERM", "SIGKILL"), WAITS)
+def doomed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Script]]:
+    """Scripts that will not end well, all started at the same time."""
+    signals = ("SIGINT", "SIGTERM", "SIGKILL") if request.config.getoption("--nightly") else ()
+    texts = dict.fromkeys(signals, WAITS)
     texts["exception"] = WAITS.replace("await session.wait_tasks(tasks)", 'raise LookupError("mine")')
     scripts = {name: Script(tmp_path_factory.mktemp(name), text) for name, text in texts.items()}
     yield scripts
@@ -106,9 +96,9 @@ def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Scrip
         script.end()
 
 
-def test_two_sessions_at_once_do_not_disturb_each_other_and_a_dead_agent_takes_only_its_own(
-    script: Start, last_minute: Script
-) -> None:
+@pytest.mark.nightly
+def test_dead_agent_spares_other_session(script: Start) -> None:
+    """Of two sessions at once a dead agent takes only its own."""
     both = script(
         BEGINNING
         + """
@@ -144,7 +134,9 @@ def test_two_sessions_at_once_do_not_disturb_each_other_and_a_dead_agent_takes_o
     both.leaves_nothing()
 
 
-def test_the_death_of_the_process_that_holds_radical_pilot_is_told(script: Start) -> None:
+@pytest.mark.nightly
+def test_dead_client_process_is_reported(script: Start) -> None:
+    """The loss of the process that holds RADICAL-Pilot is reported."""
     user = script(WAITS)
     user.expect("running")
     client_of(user.folder).kill()
@@ -156,8 +148,10 @@ def test_the_death_of_the_process_that_holds_radical_pilot_is_told(script: Start
     user.leaves_nothing()
 
 
+@pytest.mark.nightly  # the conformance suite has SIGKILL
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_nothing_survives_a_program_that_a_signal_ends(doomed: dict[str, Script], name: str) -> None:
+def test_signal_leaves_nothing(doomed: dict[str, Script], name: str) -> None:
+    """Nothing survives a script that a signal ends."""
     user = doomed[name]
     user.expect("running")
     user.process.send_signal(signal.Signals[name])
@@ -166,7 +160,8 @@ def test_nothing_survives_a_program_that_a_signal_ends(doomed: dict[str, Script]
     user.leaves_nothing()
 
 
-def test_an_exception_of_the_user_ends_the_pilot(doomed: dict[str, Script]) -> None:
+def test_exception_ends_the_pilot(doomed: dict[str, Script]) -> None:
+    """An exception of the user ends the pilot."""
     user = doomed["exception"]
     user.expect("running")
     user.finish()
@@ -174,7 +169,8 @@ def test_an_exception_of_the_user_ends_the_pilot(doomed: dict[str, Script]) -> N
     user.leaves_nothing()
 
 
-def test_ctrl_c_while_the_pilot_starts_ends_it_in_good_order(script: Start) -> None:
+def test_ctrl_c_during_start(script: Start) -> None:
+    """Ctrl-C while the pilot starts ends it in good order."""
     user = script(WAITS)
     wait_until(lambda: len(processes_of(user.folder)) > 8, "some processes of RADICAL-Pilot")
     began = time.monotonic()
@@ -203,7 +199,9 @@ if "radical-pilot-agent_0" in " ".join(sys.orig_argv):
 """
 
 
-def test_an_agent_that_has_lost_its_word_to_itself_comes_up(script: Start) -> None:
+@pytest.mark.nightly
+def test_agent_that_lost_a_message_starts(script: Start) -> None:
+    """An agent that has lost its message to itself comes up."""
     user = script(
         DESCRIBES
         + f"""
@@ -228,7 +226,8 @@ def test_an_agent_that_has_lost_its_word_to_itself_comes_up(script: Start) -> No
     user.leaves_nothing()
 
 
-def test_a_pilot_that_fails_says_why_and_the_program_goes_on(script: Start) -> None:
+def test_failed_pilot_says_why(script: Start) -> None:
+    """A pilot that fails says why, and the script goes on."""
     user = script(
         DESCRIBES
         + """
@@ -239,19 +238,22 @@ def test_a_pilot_that_fails_says_why_and_the_program_goes_on(script: Start) -> N
         except Exception as error:
             print(type(error).__name__, str(error).replace(chr(10), " "))
 
-    with described({"virtenv_mode": "use", "virtenv": "/no/such/env"}):
+    with described({"virtenv_mode": "use", "virtenv": str(Path.cwd() / "no-env")}):
         asyncio.run(main())
     print("ended well")
 """
     )
     said = user.finish().splitlines()
     assert said[0].startswith("BackendStartError backend 'radical'")
-    assert "ERROR: given virtenv does not exist at /no/such/env" in said[0]
+    assert f"ERROR: given virtenv does not exist at {user.folder / 'no-env'}" in said[0]
     assert said[1:] == ["ended well"]
     user.leaves_nothing()
 
 
-def test_when_its_runtime_is_over_a_pilot_is_lost_and_says_so(last_minute: Script) -> None:
+@pytest.mark.nightly
+def test_expired_pilot_is_lost(script: Start) -> None:
+    """When its runtime is over a pilot is lost, and the error says so."""
+    last_minute = script(WAITS.replace('{"cores": 2}', '{"cores": 2, "runtime": 1}'))
     last_minute.expect("running")
     said = last_minute.finish().splitlines()
     assert len(said) == 9
@@ -260,7 +262,8 @@ def test_when_its_runtime_is_over_a_pilot_is_lost_and_says_so(last_minute: Scrip
     last_minute.leaves_nothing()
 
 
-def test_a_folder_that_radical_pilots_shell_scripts_cannot_take_is_refused(script: Start) -> None:
+def test_unusable_folder_is_refused(script: Start) -> None:
+    """A folder that RADICAL-Pilot's shell scripts cannot take is refused."""
     user = script(
         BEGINNING
         + """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-import rhapsody_radical.keeper
+from rhapsody.worker import subreaper
 
 from .conftest import wait_until
 
-KEEPER = rhapsody_radical.keeper.__file__
+KEEPER = [sys.executable, "-m", "rhapsody_radical.keeper"]
 # Starts a daemon, as RADICAL-Pilot does: orphaned, in a session of its own, and deaf to SIGTERM.
 CLIENT = """
 import os, signal, sys, time
@@ -44,7 +45,7 @@ def start() -> Iterator[Start]:
     def run(then: str, sid: str = "no.such.session") -> tuple[subprocess.Popen[str], int, psutil.Process]:
         reader, lifeline = os.pipe()
         opened.append(lifeline)
-        command = [sys.executable, "-I", "-S", KEEPER, str(reader), sid, "--", sys.executable, "-c", CLIENT % then]
+        command = [*KEEPER, str(os.getpid()), str(reader), sid, "--", sys.executable, "-c", CLIENT % then]
         keeper = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, pass_fds=(reader,), start_new_session=True
         )
@@ -65,26 +66,30 @@ def start() -> Iterator[Start]:
         os.close(fd)
 
 
-def test_a_daemon_does_not_outlive_the_client_that_left_it(start: Start) -> None:
+def test_daemon_ends_with_its_client(start: Start) -> None:
+    """A daemon does not outlive the client that left it."""
     keeper, _, daemon = start("")
     assert keeper.wait(30) == 0
     assert not daemon.is_running()
 
 
-def test_a_daemon_does_not_outlive_a_client_that_was_killed(start: Start) -> None:
+def test_daemon_ends_with_killed_client(start: Start) -> None:
+    """A daemon does not outlive a client that was killed."""
     keeper, _, daemon = start("os.kill(os.getpid(), signal.SIGKILL)")
     keeper.wait(30)
     assert not daemon.is_running()
 
 
-def test_everything_ends_at_once_when_the_parent_says_so(start: Start) -> None:
+def test_parent_ends_all_at_once(start: Start) -> None:
+    """Everything ends at once when the parent says so."""
     keeper, lifeline, daemon = start("signal.signal(signal.SIGTERM, signal.SIG_IGN); " + LIVES_ON)
     os.write(lifeline, b"!")
     keeper.wait(30)
     assert not daemon.is_running()
 
 
-def test_the_client_is_asked_to_close_when_the_keeper_gets_sigterm(start: Start) -> None:
+def test_sigterm_asks_client_to_close(start: Start) -> None:
+    """The client is asked to close when the keeper gets SIGTERM."""
     keeper, _, daemon = start(
         "signal.signal(signal.SIGTERM, lambda *_: (print('closed', flush=True), sys.exit()));" + LIVES_ON
     )
@@ -95,11 +100,12 @@ def test_the_client_is_asked_to_close_when_the_keeper_gets_sigterm(start: Start)
     assert not daemon.is_running()
 
 
-def test_nothing_outlives_a_parent_that_was_killed() -> None:
+def test_nothing_outlives_killed_parent() -> None:
+    """Nothing outlives a parent that was killed."""
     parent = (
         "import os, subprocess, sys, time\n"
         "r, w = os.pipe()\n"
-        f"subprocess.Popen([sys.executable, '-I', '-S', {KEEPER!r}, str(r), 'no.such.session', '--',"
+        f"subprocess.Popen([*{KEEPER!r}, str(os.getpid()), str(r), 'no.such.session', '--',"
         f" sys.executable, '-c', {CLIENT % LIVES_ON!r}], pass_fds=(r,), start_new_session=True)\n"
         "os.close(r)\n"
         "if os.fork() == 0:\n"  # holds the lifeline open, as a forked worker of the user's would
@@ -122,7 +128,8 @@ def test_nothing_outlives_a_parent_that_was_killed() -> None:
         process.stdout.close()
 
 
-def test_what_lies_about_among_temporary_files_is_removed(start: Start) -> None:
+def test_temporary_files_are_removed(start: Start) -> None:
+    """The session's temporary files are removed, and no others."""
     sid = f"rp.test.{uuid.uuid4().hex}"
     mine, others = (Path(tempfile.gettempdir()) / f"rp.agent_cfg.{uuid.uuid4().hex}" for _ in range(2))
     folder = Path(tempfile.gettempdir()) / sid
@@ -135,3 +142,16 @@ def test_what_lies_about_among_temporary_files_is_removed(start: Start) -> None:
         assert (mine.exists(), folder.exists(), others.exists()) == (False, False, True)
     finally:
         others.unlink()
+
+
+def test_psutil_finds_descendants_as_proc_does() -> None:
+    """Where there is no /proc, psutil finds the same descendants, at any depth."""
+    with subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600 & echo up; wait"], stdout=subprocess.PIPE) as shell:
+        assert shell.stdout is not None
+        shell.stdout.readline()
+        found = subreaper.descendants(os.getpid())
+        assert sorted(subreaper._descendants_by_psutil(os.getpid())) == sorted(found)
+        below = subreaper.descendants(shell.pid)
+        assert len(below) == 2
+        for pid in [shell.pid, *below]:
+            os.kill(pid, signal.SIGKILL)

@@ -86,7 +86,8 @@ def refuse(word: str) -> None:
     raise LookupError(f"no {word} here")
 
 
-async def test_executables_run_as_they_are_described(session: Session, tmp_path: Path) -> None:
+async def test_executables_run_as_described(session: Session, tmp_path: Path) -> None:
+    """Executables run as they are described."""
     odd = ["$HOME", "`date`", 'a "b"', "it's", "back\\slash"]
     echo, cat, pwd, env, line = await run(
         session,
@@ -109,7 +110,8 @@ async def test_executables_run_as_they_are_described(session: Session, tmp_path:
     assert echo.submitted_at <= echo.started_at <= echo.ended_at
 
 
-async def test_tasks_have_the_path_of_the_program_that_submits_them(session: Session) -> None:
+async def test_tasks_have_the_callers_path(session: Session) -> None:
+    """Tasks have the PATH of the process that submits them."""
     program, function = await run(
         session,
         ComputeTask(executable="printenv", arguments=["PATH"]),
@@ -119,13 +121,15 @@ async def test_tasks_have_the_path_of_the_program_that_submits_them(session: Ses
     assert function.return_value.endswith(os.environ["PATH"])
 
 
-async def test_an_executable_that_is_missing_is_named(session: Session) -> None:
+async def test_missing_executable_is_named(session: Session) -> None:
+    """An executable that is missing is named."""
     [task] = await run(session, ComputeTask(executable="/no/such/program"))
     assert task.state is TaskState.FAILED
     assert "'/no/such/program': No such file or directory" in str(task.exception)
 
 
-async def test_captured_output_is_in_the_sessions_sandbox(session: Session, folder: Path) -> None:
+async def test_captured_output_in_sandbox(session: Session, folder: Path) -> None:
+    """Captured output is in the session's sandbox."""
     [task] = await run(session, ComputeTask(executable="echo", arguments=["hello"], capture_stdio=True))
     assert task.stdout_path is not None
     assert Path(task.stdout_path).read_text() == "hello\n"
@@ -133,25 +137,29 @@ async def test_captured_output_is_in_the_sessions_sandbox(session: Session, fold
     assert task.stdout is None
 
 
-async def test_all_of_a_large_output_comes_back(session: Session) -> None:
+async def test_large_output_is_whole(session: Session) -> None:
+    """All of a large output comes back."""
     [task] = await run(session, ComputeTask(executable="seq", arguments=[200000]))
     assert task.stdout is not None
     assert len(task.stdout.splitlines()) == 200000
 
 
-async def test_commands_before_the_program_and_other_options_are_radical_pilots(session: Session) -> None:
+async def test_pre_exec_and_post_exec(session: Session) -> None:
+    """Commands before and after the executable are RADICAL-Pilot's own options."""
     options = {"pre_exec": ["export WORD=set"], "post_exec": "echo after"}
     [task] = await run(session, ComputeTask(executable="printenv", arguments=["WORD"], backend_options=options))
     assert task.stdout == "set\nafter\n"
 
 
-async def test_a_task_has_the_cores_that_it_asks_for(session: Session) -> None:
+async def test_task_has_its_cores(session: Session) -> None:
+    """A task has the cores that it asks for."""
     wanted = Resources(cores_per_rank=2, memory=2**20)
     [task] = await run(session, ComputeTask(executable="printenv", arguments=["RP_CORES_PER_RANK"], resources=wanted))
     assert task.stdout == "2\n"
 
 
-async def test_a_pilot_of_two_cores_runs_two_tasks_at_once(session: Session, tmp_path: Path) -> None:
+async def test_two_cores_run_two_tasks(session: Session, tmp_path: Path) -> None:
+    """A pilot of two cores runs two tasks at once."""
     count = "touch %s/$$; sleep 1; ls %s | wc -l; rm %s/$$" % ((tmp_path,) * 3)
     tasks = await run(session, *[ComputeTask(executable=count, shell=True) for _ in range(6)])
     assert max(int(task.stdout or 0) for task in tasks) <= 2
@@ -165,12 +173,14 @@ async def test_a_pilot_of_two_cores_runs_two_tasks_at_once(session: Session, tmp
         (ComputeTask(executable="true", resources=Resources(gpus_per_rank=1)), "wants 1 GPUs, and the pilot has 0"),
     ],
 )
-async def test_what_the_pilot_cannot_do_is_refused_at_submit(session: Session, task: ComputeTask, said: str) -> None:
+async def test_unsupported_task_is_refused(session: Session, task: ComputeTask, said: str) -> None:
+    """What the pilot cannot do is refused at submit."""
     with pytest.raises(UnsupportedError, match=said):
         await session.submit_tasks([task])
 
 
-async def test_several_ranks_run_under_mpi_or_are_refused_where_there_is_none(session: Session) -> None:
+async def test_ranks_run_or_are_refused(session: Session) -> None:
+    """Several ranks run under MPI, or are refused where there is none."""
     task = ComputeTask(executable="echo", arguments=["rank"], resources=Resources(ranks=2))
     if has_mpi():
         await run(session, task)
@@ -180,7 +190,8 @@ async def test_several_ranks_run_under_mpi_or_are_refused_where_there_is_none(se
             await session.submit_tasks([task])
 
 
-async def test_functions_return_and_raise_what_they_do_here(session: Session) -> None:
+async def test_functions_return_and_raise(session: Session) -> None:
+    """Functions return and raise what they do here."""
     plain, awaited, bad, closure = await run(
         session,
         ComputeTask(function=abs, args=(-7,)),
@@ -193,13 +204,15 @@ async def test_functions_return_and_raise_what_they_do_here(session: Session) ->
     assert str(bad.exception) == "no luck here"
 
 
-async def test_large_arguments_and_results_travel(session: Session) -> None:
+async def test_large_data_travels(session: Session) -> None:
+    """Large arguments and results travel."""
     data = os.urandom(20 * 2**20)
     [task] = await run(session, ComputeTask(function=lambda value: value[::-1], args=(data,)))
     assert task.return_value == data[::-1]
 
 
-async def test_a_function_that_cannot_be_pickled_fails_alone(session: Session) -> None:
+async def test_unpicklable_function_fails_alone(session: Session) -> None:
+    """A function that cannot be pickled fails alone."""
     import threading
 
     bad, good = await run(
@@ -209,7 +222,8 @@ async def test_a_function_that_cannot_be_pickled_fails_alone(session: Session) -
     assert "pickle" in str(bad.exception)
 
 
-async def test_a_function_that_kills_its_process_fails_alone(session: Session) -> None:
+async def test_killed_process_fails_alone(session: Session) -> None:
+    """A function that kills its process fails alone."""
     tasks = [ComputeTask(function=abs, args=(-1,)) for _ in range(20)]
     tasks.insert(10, ComputeTask(function=os._exit, args=(3,)))
     await run(session, *tasks)
@@ -218,7 +232,8 @@ async def test_a_function_that_kills_its_process_fails_alone(session: Session) -
     assert {task.state for task in tasks if task is not tasks[10]} == {TaskState.DONE}
 
 
-async def test_many_functions_are_few_units_and_the_loop_stays_free(session: Session, folder: Path) -> None:
+async def test_functions_share_batches(session: Session, folder: Path) -> None:
+    """Many functions are few batches, and the loop stays free."""
     gaps: list[float] = []
 
     async def tick() -> None:
@@ -232,13 +247,14 @@ async def test_many_functions_are_few_units_and_the_loop_stays_free(session: Ses
     before = len(list(folder.glob("*/radical/radical.pilot.sandbox/*/pilot.0000/task.*")))
     tasks = await run(session, *[ComputeTask(function=abs, args=(-number,)) for number in range(2000)])
     ticker.cancel()
-    units = len(list(folder.glob("*/radical/radical.pilot.sandbox/*/pilot.0000/task.*"))) - before
+    batches = len(list(folder.glob("*/radical/radical.pilot.sandbox/*/pilot.0000/task.*"))) - before
     assert [task.return_value for task in tasks] == list(range(2000))
-    assert units < 100
+    assert batches < 100
     assert max(gaps) < 0.25 * 8  # of an idle machine; the benchmark measures it
 
 
-async def test_results_arrive_while_their_unit_still_runs(session: Session) -> None:
+async def test_results_precede_batch_end(session: Session) -> None:
+    """Results arrive while their batch still runs."""
     await run(session, *[ComputeTask(function=time.sleep, args=(0.01,)) for _ in range(30)])
     tasks = [ComputeTask(function=time.sleep, args=(0.01,)) for _ in range(40)]
     await session.submit_tasks(tasks)
@@ -248,7 +264,8 @@ async def test_results_arrive_while_their_unit_still_runs(session: Session) -> N
     assert ends[-1] - ends[0] > 0.01
 
 
-async def test_running_and_waiting_tasks_are_canceled(session: Session) -> None:
+async def test_cancel_running_and_waiting(session: Session) -> None:
+    """Running and waiting tasks are canceled."""
     tasks = [ComputeTask(executable="sleep", arguments=[600]) for _ in range(6)]
     await session.submit_tasks(tasks)
     deadline = time.monotonic() + HANG
@@ -260,15 +277,19 @@ async def test_running_and_waiting_tasks_are_canceled(session: Session) -> None:
     assert sorted(results.values()) == [CancelResult.NEVER_STARTED] * 4 + [CancelResult.STOPPED] * 2
 
 
-async def test_a_task_that_ignores_sigterm_is_stopped(session: Session) -> None:
-    stubborn = ComputeTask(executable="trap '' TERM; while true; do sleep 0.1; done", shell=True)
+async def test_stubborn_task_is_stopped(session: Session, tmp_path: Path) -> None:
+    """A task that ignores SIGTERM is stopped."""
+    trapped = tmp_path / "trapped"
+    stubborn = ComputeTask(executable=f"trap '' TERM; touch {trapped}; while true; do sleep 0.1; done", shell=True)
     await session.submit_tasks([stubborn])
     await until_running(stubborn)
-    await asyncio.sleep(1)  # for its shell to have read the trap
+    while not trapped.exists():
+        await asyncio.sleep(0.05)
     assert await session.cancel_tasks([stubborn]) == {stubborn.uid: CancelResult.STOPPED}
 
 
-async def test_a_running_function_is_stopped_and_its_neighbours_run(session: Session) -> None:
+async def test_stopped_function_spares_others(session: Session) -> None:
+    """A running function is stopped, and its neighbours run."""
     await run(session, *[ComputeTask(function=time.sleep, args=(0.01,)) for _ in range(30)])
     long = ComputeTask(function=time.sleep, args=(600,))
     others = [ComputeTask(function=time.sleep, args=(0.01,)) for _ in range(30)]
@@ -279,7 +300,8 @@ async def test_a_running_function_is_stopped_and_its_neighbours_run(session: Ses
     assert {task.state for task in others} == {TaskState.DONE}
 
 
-async def test_a_function_of_a_waiting_unit_is_canceled_and_its_neighbours_run(session: Session) -> None:
+async def test_canceled_function_spares_others(session: Session) -> None:
+    """A function of a waiting batch is canceled, and its neighbours run."""
     await run(session, *[ComputeTask(function=time.sleep, args=(0.01,)) for _ in range(30)])
     ahead = [ComputeTask(executable="sleep", arguments=[600]) for _ in range(2)]
     await session.submit_tasks(ahead)
@@ -292,6 +314,7 @@ async def test_a_function_of_a_waiting_unit_is_canceled_and_its_neighbours_run(s
     assert [task.state for task in functions] == [TaskState.CANCELED, *[TaskState.DONE] * 29]
 
 
-async def test_the_terminal_stays_quiet(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_terminal_stays_quiet(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing is written to the terminal."""
     await run(session, ComputeTask(executable="echo", arguments=["hello"]), ComputeTask(function=print, args=("hi",)))
     assert capfd.readouterr() == ("", "")

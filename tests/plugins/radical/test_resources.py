@@ -31,7 +31,8 @@ MACHINES = {
 }
 
 
-def test_without_resources_the_pilot_is_this_machine_for_half_an_hour() -> None:
+def test_default_pilot() -> None:
+    """Without resources the pilot is this machine for half an hour."""
     request = read_resources(None, MACHINES)
     cores = len(os.sched_getaffinity(0))
     assert request.description == {
@@ -43,12 +44,14 @@ def test_without_resources_the_pilot_is_this_machine_for_half_an_hour() -> None:
     assert (request.slots, request.local, request.shared_files) == (cores, True, True)
 
 
-def test_a_pilot_of_nodes_has_the_cores_of_its_nodes() -> None:
+def test_pilot_of_nodes() -> None:
+    """A pilot of nodes has the cores of its nodes."""
     request = read_resources({"resource": "ornl.frontier", "nodes": 2, "queue": "batch", "project": "abc"}, MACHINES)
     assert (request.slots, request.local, request.shared_files) == (112, False, True)
 
 
-def test_a_machine_behind_ssh_shares_no_files() -> None:
+def test_ssh_machine_shares_no_files() -> None:
+    """A machine behind ssh shares no files."""
     request = read_resources({"resource": "ornl.frontier", "cores": 56, "access_schema": "ssh"}, MACHINES)
     assert not request.shared_files
 
@@ -74,26 +77,30 @@ def test_a_machine_behind_ssh_shares_no_files() -> None:
         ([("cores", 4)], "must be a mapping"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(given: object, said: str) -> None:
+def test_senseless_resources_are_named(given: object, said: str) -> None:
+    """What makes no sense is refused by name."""
     with pytest.raises(BackendConfigurationError) as caught:
         read_resources(given, MACHINES)  # type: ignore[arg-type]
     assert said in str(caught.value)
 
 
-def test_paths_become_text_wherever_they_are() -> None:
+def test_nested_paths_become_text() -> None:
+    """Paths become text wherever they are."""
     request = read_resources({"sandbox": Path("/here"), "input_staging": [{"source": Path("/a")}]}, MACHINES)
     assert request.description["sandbox"] == "/here"
     assert request.description["input_staging"] == [{"source": "/a"}]
 
 
 @pytest.mark.engine("radical")
-def test_the_backend_refuses_them_where_it_is_built() -> None:
+def test_backend_refuses_at_construction() -> None:
+    """The backend refuses them where it is built."""
     with pytest.raises(BackendConfigurationError, match=r"did you mean 'ornl\.frontier'"):
         RadicalExecutionBackend(resources={"resource": "ornl.fronteir", "nodes": 1})
 
 
 @pytest.mark.engine("radical")
-def test_building_the_backend_imports_nothing_of_radical() -> None:
+def test_building_imports_no_radical() -> None:
+    """Building the backend imports nothing of RADICAL."""
     code = (
         "import os, sys; fork = os.fork; import rhapsody_radical.backend as b; b.RadicalExecutionBackend();"
         "assert os.fork is fork; print([name for name in sys.modules if name.startswith('radical.')])"
@@ -103,7 +110,8 @@ def test_building_the_backend_imports_nothing_of_radical() -> None:
 
 
 @pytest.mark.engine("radical")
-def test_the_machines_are_those_that_radical_pilot_itself_knows() -> None:
+def test_machines_are_radicals() -> None:
+    """The machines are those that RADICAL-Pilot itself knows."""
     code = (
         "import json, radical.utils as ru; c = ru.Config('radical.pilot.resource', name='*', expand=False);"
         "print(json.dumps(sorted(f'{site}.{host}' for site in c for host in c[site])))"
@@ -112,7 +120,8 @@ def test_the_machines_are_those_that_radical_pilot_itself_knows() -> None:
     assert sorted(catalogue.machines()) == json.loads(done.stdout)
 
 
-def test_the_users_own_machines_are_known_too(tmp_path: Path) -> None:
+def test_users_machines_are_known(tmp_path: Path) -> None:
+    """The user's own machines are known too."""
     folder = catalogue.user_folder({"HOME": str(tmp_path)})
     folder.mkdir(parents=True)
     (folder / "resource_home.json").write_text('# my own\n{"cluster": {"cores_per_node": 3}}')
@@ -120,7 +129,8 @@ def test_the_users_own_machines_are_known_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine("radical")
-def test_every_field_of_radical_pilots_descriptions_is_either_accepted_or_refused_with_a_reason() -> None:
+def test_every_field_is_decided() -> None:
+    """Every field of RADICAL-Pilot's descriptions is accepted, or refused with a reason."""
     code = (
         "import json, radical.pilot as rp;"
         "print(json.dumps([list(rp.PilotDescription._schema), list(rp.TaskDescription._schema)]))"

@@ -1,4 +1,4 @@
-"""The program that runs a unit of functions on the pilot."""
+"""The process that runs a batch of functions on the pilot."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rhapsody import __version__
 from rhapsody.api import ComputeTask, TaskState
 from rhapsody.plugin import BackendContext, Outcome, TaskBatch
-from rhapsody_radical import unit
+from rhapsody_radical import batch_main
+
+PROGRAM = [sys.executable, "-m", "rhapsody_radical.batch_main"]
 
 
 def batch_of(folder: Path, *tasks: ComputeTask) -> TaskBatch:
@@ -25,15 +28,14 @@ def batch_of(folder: Path, *tasks: ComputeTask) -> TaskBatch:
 
 
 def outcomes(batch: TaskBatch, folder: Path) -> list[Outcome]:
-    data = (folder / unit.FRAMES).read_bytes()
-    return [outcome for frame, _ in unit.complete(data) for outcome in batch.decode(frame)]
+    return batch.decode((folder / batch_main.FRAMES).read_bytes())
 
 
 def prepare(folder: Path, *tasks: ComputeTask) -> TaskBatch:
     batch = batch_of(folder, *tasks)
     folder.mkdir()
-    (folder / unit.PAYLOAD).write_bytes(batch.encode())
-    (folder.parent / unit.SEARCH_PATH).write_text(json.dumps(sys.path))
+    (folder / batch_main.PAYLOAD).write_bytes(batch.encode())
+    (folder.parent / batch_main.SEARCH_PATH).write_text(json.dumps(sys.path))
     return batch
 
 
@@ -42,16 +44,17 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "rhapsody_radical.unit", str(folder)]
+    return [*PROGRAM, str(folder)]
 
 
 @pytest.fixture
-def a_unit(tmp_path: Path) -> Iterator[unit.Unit]:
-    with (tmp_path / unit.FRAMES).open("wb", buffering=0) as frames:
-        yield unit.Unit(tmp_path, frames)
+def reporter(tmp_path: Path) -> Iterator[batch_main.BatchReporter]:
+    with (tmp_path / batch_main.FRAMES).open("wb", buffering=0) as frames:
+        yield batch_main.BatchReporter(tmp_path, frames)
 
 
-def test_every_task_of_a_unit_has_a_frame(tmp_path: Path) -> None:
+def test_each_task_has_a_frame(tmp_path: Path) -> None:
+    """Every task of a batch has a frame."""
     batch = prepare(tmp_path / "u", ComputeTask(function=abs, args=(-7,)), ComputeTask(function=int, args=("x",)))
     assert run(tmp_path / "u").returncode == 0
     good, bad = outcomes(batch, tmp_path / "u")
@@ -59,7 +62,17 @@ def test_every_task_of_a_unit_has_a_frame(tmp_path: Path) -> None:
     assert isinstance(bad.exception, ValueError)
 
 
-def test_a_module_that_only_the_session_can_find_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("session", "noted"), [(__version__, None), ("9.8.7", __version__)])
+def test_another_core_is_noted(tmp_path: Path, session: str, noted: str | None) -> None:
+    """A process with another rhapsody-core than the session notes its version, and runs the batch."""
+    batch = prepare(tmp_path / "u", ComputeTask(function=abs, args=(-7,)))
+    assert subprocess.run([*PROGRAM, session, str(tmp_path / "u")], check=False).returncode == 0
+    assert batch_main.read_other_core(tmp_path / "u") == noted
+    assert [outcome.return_value for outcome in outcomes(batch, tmp_path / "u")] == [7]
+
+
+def test_sessions_modules_are_found(tmp_path: Path) -> None:
+    """A module that only the session can find is found."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "only_here.py").write_text("def answer():\n    return 42\n")
     sys.path.append(str(tmp_path / "mine"))
@@ -69,13 +82,14 @@ def test_a_module_that_only_the_session_can_find_is_found(tmp_path: Path) -> Non
         batch = prepare(tmp_path / "u", ComputeTask(function=only_here.answer))
     finally:
         sys.path.remove(str(tmp_path / "mine"))
-    (tmp_path / unit.SEARCH_PATH).write_text(json.dumps([str(tmp_path / "mine")]))
+    (tmp_path / batch_main.SEARCH_PATH).write_text(json.dumps([str(tmp_path / "mine")]))
     run(tmp_path / "u")
     [outcome] = outcomes(batch, tmp_path / "u")
     assert outcome.return_value == 42
 
 
-def test_what_a_unit_had_done_survives_its_death(tmp_path: Path) -> None:
+def test_finished_tasks_survive_a_crash(tmp_path: Path) -> None:
+    """The results of a batch outlive its process."""
     import os
 
     batch = prepare(tmp_path / "u", ComputeTask(function=abs, args=(-7,)), ComputeTask(function=os._exit, args=(3,)))
@@ -84,44 +98,46 @@ def test_what_a_unit_had_done_survives_its_death(tmp_path: Path) -> None:
     assert outcome.return_value == 7
 
 
-def test_a_task_that_has_ended_when_its_cancel_arrives_takes_no_neighbour_along(
-    a_unit: unit.Unit, tmp_path: Path
-) -> None:
-    assert a_unit.claim("a")
-    a_unit.report(b"")
-    assert a_unit.claim("b")
-    a_unit.heed(["a"])  # returns: it does not halt
-    assert not unit.take_halt(tmp_path)
+def test_late_cancel_spares_the_next(reporter: batch_main.BatchReporter, tmp_path: Path) -> None:
+    """A task that has ended when its cancel arrives takes no neighbour along."""
+    assert reporter.claim("a")
+    reporter.report(b"")
+    assert reporter.claim("b")
+    reporter.cancel(["a"])  # returns: it does not halt
+    assert not batch_main.take_halt(tmp_path)
 
 
-def test_a_waiting_task_that_is_canceled_ends_while_its_neighbour_runs(a_unit: unit.Unit, tmp_path: Path) -> None:
+def test_waiting_task_cancels_at_once(reporter: batch_main.BatchReporter, tmp_path: Path) -> None:
+    """A waiting task that is canceled ends while its neighbour runs."""
     waiting = ComputeTask(function=print)
-    assert a_unit.claim("a")
+    assert reporter.claim("a")
     for _ in range(2):
-        a_unit.heed([waiting.uid])
+        reporter.cancel([waiting.uid])
     [outcome] = outcomes(batch_of(tmp_path, waiting), tmp_path)
     assert (outcome.uid, outcome.state) == (waiting.uid, TaskState.CANCELED)
-    assert not a_unit.claim(waiting.uid)
+    assert not reporter.claim(waiting.uid)
 
 
 def wait_for(path: str) -> None:
+    Path(f"{path}.begun").touch()
     while not Path(path).exists():
         time.sleep(0.01)
     Path(f"{path}.seen").touch()
 
 
-def test_a_unit_halts_at_a_running_task_that_is_canceled_and_begins_no_other(tmp_path: Path) -> None:
+def test_batch_halts_at_canceled_task(tmp_path: Path) -> None:
+    """A batch halts at a running task that is canceled, and begins no other."""
     go, begun = tmp_path / "go", tmp_path / "begun"
     tasks = [ComputeTask(function=wait_for, args=(str(go),)), ComputeTask(function=Path.touch, args=(begun,))]
     batch = prepare(tmp_path / "u", *tasks)
     process = subprocess.Popen(command(tmp_path / "u"))
     try:
-        while not (tmp_path / "u" / unit.FRAMES).exists():
+        while not (tmp_path / "go.begun").exists():
             time.sleep(0.01)
-        unit.write_cancel(tmp_path / "u", [tasks[0].uid])
-        while not unit.take_halt(tmp_path / "u"):
+        batch_main.write_cancel(tmp_path / "u", [tasks[0].uid])
+        while not batch_main.take_halt(tmp_path / "u"):
             time.sleep(0.01)
-        go.touch()  # its function comes to an end, and the unit goes no further all the same
+        go.touch()  # its function comes to an end, and the batch goes no further all the same
         while not (tmp_path / "go.seen").exists():
             time.sleep(0.01)
         time.sleep(0.3)
@@ -133,23 +149,26 @@ def test_a_unit_halts_at_a_running_task_that_is_canceled_and_begins_no_other(tmp
     assert outcomes(batch, tmp_path / "u") == []
 
 
-def test_a_unit_that_was_recalled_runs_nothing(tmp_path: Path) -> None:
+def test_recalled_batch_runs_nothing(tmp_path: Path) -> None:
+    """A batch that was recalled runs nothing."""
     prepare(tmp_path / "u", ComputeTask(function=abs, args=(-7,)))
-    assert unit.recall(tmp_path / "u")
+    assert batch_main.recall(tmp_path / "u")
     assert run(tmp_path / "u").returncode == 0
-    assert not (tmp_path / "u" / unit.FRAMES).exists()
+    assert not (tmp_path / "u" / batch_main.FRAMES).exists()
 
 
-def test_a_unit_that_has_begun_cannot_be_recalled(tmp_path: Path) -> None:
+def test_begun_batch_cannot_be_recalled(tmp_path: Path) -> None:
+    """A batch that has begun cannot be recalled."""
     prepare(tmp_path / "u", ComputeTask(function=abs, args=(-7,)))
     run(tmp_path / "u")
-    assert not unit.recall(tmp_path / "u")
+    assert not batch_main.recall(tmp_path / "u")
 
 
-def test_a_task_that_is_canceled_before_its_unit_begins_is_passed_over(tmp_path: Path) -> None:
+def test_early_cancel_is_skipped(tmp_path: Path) -> None:
+    """A task that is canceled before its batch begins is skipped."""
     tasks = [ComputeTask(function=abs, args=(-number,)) for number in range(3)]
     batch = prepare(tmp_path / "u", *tasks)
-    unit.write_cancel(tmp_path / "u", [tasks[1].uid])
+    batch_main.write_cancel(tmp_path / "u", [tasks[1].uid])
     assert run(tmp_path / "u").returncode == 0
     assert {outcome.uid: outcome.state for outcome in outcomes(batch, tmp_path / "u")} == {
         tasks[0].uid: TaskState.DONE,

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rhapsody.api import ComputeTask, Resources
 from rhapsody.errors import UnsupportedError
-from rhapsody_dragon.options import KEEP, check, launches, output_of, ranks_of
-from rhapsody_dragon.programs import Gate, Program
+from rhapsody.worker import encode_frame, frames
+from rhapsody_dragon.task_options import KEEP, JobFiles, Launch, check, launches, output_of, ranks_of
 
 KNOWN = frozenset({"timeout", "pmi", "process_template", "process_templates"})
 
 
-def plan(task: ComputeTask, folder: Path) -> list:
-    return launches(task, str(folder), stdin="/in", stdout="/out", stderr="/err", marker={"MARK": "1"})
+def plan(task: ComputeTask, folder: Path) -> list[Launch]:
+    return launches(task, str(folder), ("/in", "/out", "/err"), {"MARK": "1"})
 
 
-def test_a_program_is_found_on_the_path_and_keeps_its_arguments(tmp_path: Path) -> None:
+def test_an_executable_is_found_on_the_path(tmp_path: Path) -> None:
+    """Its arguments are passed on as they are."""
     (launch,) = plan(ComputeTask(executable="sh", arguments=["-c", "a b", 3]), tmp_path)
     assert launch.processes == 1
     assert launch.args[2:] == ("/in", "/out", "/err", launch.args[5], "-c", "a b", "3")
@@ -28,7 +30,8 @@ def test_a_program_is_found_on_the_path_and_keeps_its_arguments(tmp_path: Path) 
     assert Path(launch.args[5]).is_absolute()
 
 
-def test_a_relative_program_is_found_in_the_folder_of_the_task(tmp_path: Path) -> None:
+def test_a_relative_path_is_of_the_task(tmp_path: Path) -> None:
+    """A relative path begins in the folder in which the task runs."""
     (tmp_path / "run").write_text("#!/bin/sh\n")
     (tmp_path / "run").chmod(0o755)
     (launch,) = plan(ComputeTask(executable="./run", cwd=tmp_path), Path("/"))
@@ -36,24 +39,26 @@ def test_a_relative_program_is_found_in_the_folder_of_the_task(tmp_path: Path) -
     assert launch.keywords["cwd"] == str(tmp_path)
 
 
-def test_a_shell_command_is_one_line_whose_arguments_are_quoted(tmp_path: Path) -> None:
+def test_a_shell_command_is_one_line(tmp_path: Path) -> None:
+    """The arguments of a shell command are quoted."""
     (launch,) = plan(ComputeTask(executable="echo $X", arguments=["a b"], shell=True), tmp_path)
     assert launch.args[5:] == ("/bin/sh", "-c", "echo $X 'a b'")
 
 
-def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_executable_is_named(tmp_path: Path) -> None:
+    """An executable that is not there is an error with its name."""
     with pytest.raises(FileNotFoundError, match="no_such_program"):
         plan(ComputeTask(executable="no_such_program"), tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    """A folder that is not there is an error with its name."""
     with pytest.raises(FileNotFoundError, match="nowhere"):
         plan(ComputeTask(executable="sh", cwd=tmp_path / "nowhere"), tmp_path)
 
 
-def test_variables_of_the_task_win_over_the_users_and_the_marker_over_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_of_the_task_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of the task win over the user's, and the marker over both."""
     monkeypatch.setenv("A", "user")
     monkeypatch.setenv("B", "user")
     (launch,) = plan(ComputeTask(executable="sh", environment={"A": "task", "MARK": "0"}), tmp_path)
@@ -64,13 +69,15 @@ def test_variables_of_the_task_win_over_the_users_and_the_marker_over_both(
     )
 
 
-def test_ranks_make_one_job_of_several_processes(tmp_path: Path) -> None:
+def test_ranks_make_one_job(tmp_path: Path) -> None:
+    """Several ranks are several processes of one job."""
     task = ComputeTask(executable="sh", resources=Resources(ranks=3))
     assert ranks_of(task) == 3
     assert [launch.processes for launch in plan(task, tmp_path)] == [3]
 
 
-def test_process_templates_make_one_job_of_different_programs(tmp_path: Path) -> None:
+def test_templates_make_one_job(tmp_path: Path) -> None:
+    """Process templates are one job of different executables."""
     task = ComputeTask(
         executable="sh",
         arguments=["own"],
@@ -86,28 +93,27 @@ def test_process_templates_make_one_job_of_different_programs(tmp_path: Path) ->
     assert second.keywords["env"]["A"] == "1"
 
 
-def test_a_program_behind_a_gate_begins_when_that_opens_and_reads_its_own_input(tmp_path: Path) -> None:
-    task = ComputeTask(executable="sh", arguments=["-c", "cat; echo $0", "last word"], stdin="in ")
-    program = Program(task, "session", tmp_path)
-    with Gate(tmp_path / "gate") as gate:
-        (launch,) = program.plan(str(tmp_path), gate)
-        process = subprocess.Popen([launch.target, *launch.args])
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=0.3)
-        gate.open()
-        process.wait(timeout=30)
-    assert program.outcome(process.returncode, None, None).stdout == "in last word\n"
-    assert not (tmp_path / "gate").exists()
+def test_files_carry_input_and_output(tmp_path: Path) -> None:
+    """An executable reads its own input, its outcome has what it wrote, and its files are gone afterwards."""
+    task = ComputeTask(executable="sh", arguments=["-c", "cat; echo $0; echo oh >&2; exit 3", "last word"], stdin="in ")
+    files = JobFiles(task, tmp_path, "1")
+    (launch,) = files.plan(str(tmp_path), {"MARK": "1"})
+    code = subprocess.run([launch.target, *launch.args], check=False).returncode
+    outcome = files.outcome(code, None, None)
+    files.remove()
+    assert (outcome.exit_code, outcome.stdout, outcome.stderr) == (3, "in last word\n", "oh\n")
+    assert "oh" in str(outcome.exception)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_program_whose_gate_goes_away_never_begins(tmp_path: Path) -> None:
-    program = Program(ComputeTask(executable="touch", arguments=[tmp_path / "ran"]), "session", tmp_path)
-    with Gate(tmp_path / "gate") as gate:
-        (launch,) = program.plan(str(tmp_path), gate)
-        process = subprocess.Popen([launch.target, *launch.args])
-        time.sleep(0.3)  # it has opened the pipe
-    assert process.wait(timeout=30) != 0
-    assert not (tmp_path / "ran").exists()
+def test_a_function_is_called_in_a_process(tmp_path: Path) -> None:
+    """Its process has the user's path behind its own, and leaves whole frames."""
+    files = JobFiles(ComputeTask(function=abs, args=(-1,)), tmp_path, "1")
+    (launch,) = files.plan(str(tmp_path), {"MARK": "1"}, b"no batch")
+    assert launch.keywords["env"]["DRAGON_PATCH_MP"] == ""
+    assert json.loads(launch.args[-1]) == sys.path
+    (tmp_path / "1.frames").write_bytes(encode_frame(("a", "value", 1, 0.0, 0.0, "")) + b"\0\0")
+    assert len(list(frames(files.frames()))) == 1
 
 
 @pytest.mark.parametrize(
@@ -120,24 +126,25 @@ def test_a_program_whose_gate_goes_away_never_begins(tmp_path: Path) -> None:
         ({"backend_options": {"process_template": {"target": "x"}}}, "target"),
         ({"backend_options": {"process_templates": [(0, {})]}}, "process_templates"),
         ({"backend_options": {"process_template": {}, "process_templates": [(1, {})]}}, "at once"),
-        ({"resources": Resources(cores_per_rank=2)}, "cores_per_rank"),
-        ({"resources": Resources(gpus_per_rank=1)}, "GPUs"),
         ({"resources": Resources(memory=1)}, "memory"),
     ],
 )
-def test_what_dragon_cannot_be_told_is_refused_by_name(fields: dict, named: str) -> None:
+def test_unknown_options_are_refused(fields: dict[str, Any], named: str) -> None:
+    """What Dragon does not offer is refused by its name."""
     with pytest.raises(UnsupportedError, match=named) as refused:
         check(ComputeTask(executable="sh", uid="mine", **fields), "dragon", KNOWN)
     assert "mine" in str(refused.value)
     assert "'dragon'" in str(refused.value)
 
 
-def test_a_function_of_several_ranks_is_refused() -> None:
+def test_ranks_of_a_function_are_refused() -> None:
+    """A function runs in one process."""
     with pytest.raises(UnsupportedError, match="one process"):
         check(ComputeTask(function=print, resources=Resources(ranks=2)), "dragon", KNOWN)
 
 
-def test_a_long_output_keeps_its_beginning_and_its_end(tmp_path: Path) -> None:
+def test_a_long_output_keeps_both_ends(tmp_path: Path) -> None:
+    """A long output keeps its beginning and its end."""
     file = tmp_path / "out"
     file.write_bytes(b"begin" + b"." * (2 * KEEP) + b"end")
     text = output_of(file)
@@ -146,13 +153,15 @@ def test_a_long_output_keeps_its_beginning_and_its_end(tmp_path: Path) -> None:
     assert "8 bytes left out" in text
 
 
-def test_an_output_of_medium_length_is_kept_whole(tmp_path: Path) -> None:
+def test_a_medium_output_is_kept_whole(tmp_path: Path) -> None:
+    """An output of which the two ends overlap is kept whole."""
     file = tmp_path / "out"
     file.write_bytes(b"x" * (KEEP + 100))
     assert len(output_of(file)) == KEEP + 100
 
 
-def test_importing_a_backend_imports_nothing_of_dragon() -> None:
+def test_import_does_not_import_dragon() -> None:
+    """Importing a backend imports nothing of Dragon."""
     import subprocess
 
     code = (
