@@ -1,4 +1,4 @@
-"""What all tests share: engines that CI must have, and a look for what a test leaves behind."""
+"""What all tests share: engines that CI must have, the lanes of a run, and a check of what a test leaves behind."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+
+from .lanes import ByGroup, is_measured, rank
 
 # A shell's background job ignores SIGINT, and what it starts inherits that: the tests of Ctrl-C would test nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,6 +27,82 @@ def _missing(engine: str) -> bool:
         return importlib.util.find_spec(ENGINES[engine]) is None
     except ModuleNotFoundError:  # the parent package is not there either
         return True
+
+
+# -- lanes and rounds --------------------------------------------------------------------------------------------------
+
+_NIGHTLY = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer the nightly round."""
+    parser.addoption("--nightly", action="store_true", help="also run the tests of the nightly round")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the nightly round out unless it is asked for, and put the longest groups first."""
+    nightly = [] if config.getoption("--nightly") else [item for item in items if item.get_closest_marker("nightly")]
+    config.stash[_NIGHTLY] = len(nightly)
+    if nightly:
+        config.hook.pytest_deselected(items=nightly)
+        left_out = set(nightly)
+        items[:] = [item for item in items if item not in left_out]
+    items.sort(key=lambda item: rank(item.nodeid))
+    for item in items:
+        if not is_measured(item.nodeid):
+            item.add_marker("no_cover")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
+    """Run the tests of one engine, or of one module, in one worker."""
+    return ByGroup(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let only the tests of the core measure the processes that they start."""
+    config = None if is_measured(item.nodeid) else os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+    try:
+        return (yield)
+    finally:
+        if config is not None:
+            os.environ["COVERAGE_PROCESS_CONFIG"] = config
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Report the number of tests left out to the process that prints the summary."""
+    output = getattr(session.config, "workeroutput", None)  # of a worker of pytest-xdist
+    if output is not None:
+        output["nightly"] = session.config.stash.get(_NIGHTLY, 0)
+
+
+class _FromWorkers:
+    """Takes the number from a worker; all have collected the same tests."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Keep it."""
+        self._config.stash[_NIGHTLY] = getattr(node, "workeroutput", {}).get("nightly", 0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Listen to workers."""
+    config.pluginmanager.register(_FromWorkers(config))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name the nightly round, and the number of its tests."""
+    left_out = config.stash.get(_NIGHTLY, 0)
+    if left_out:
+        terminalreporter.write_line(f"tests of the nightly round, not run: {left_out} (make test-nightly runs them)")
+
+
+# -- engines -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +123,15 @@ def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def _helps(process: psutil.Process) -> bool:
+    """Whether it is one of multiprocessing's, which live as long as this process and come with its first use."""
+    try:
+        command = " ".join(process.cmdline())
+    except (psutil.Error, OSError):  # it ended just now
+        return True
+    return "multiprocessing.resource_tracker" in command or "multiprocessing.forkserver" in command
+
+
 @pytest.fixture
 def leaves_nothing() -> Iterator[None]:
     """Fail if threads, child processes or file descriptors are left when the test is over."""
@@ -54,8 +142,10 @@ def leaves_nothing() -> Iterator[None]:
     deadline = time.monotonic() + 5
     while True:
         threads = [thread.name for thread in threading.enumerate() if thread.ident not in before[0]]
-        children = [child for child in me.children(recursive=True) if child.pid not in before[1]]
-        opened = me.num_fds() - descriptors
+        new = [child for child in me.children(recursive=True) if child.pid not in before[1]]
+        helpers = [child for child in new if _helps(child)]
+        children = [child for child in new if child not in helpers]
+        opened = me.num_fds() - descriptors - len(helpers)  # a pipe to each
         if not threads and not children and opened <= 0:
             return
         if time.monotonic() > deadline:

@@ -14,7 +14,8 @@ from .pages import ROOT
 @pytest.mark.engine("dask")  # the reference shows the classes of all plugins
 @pytest.mark.engine("dragon")
 @pytest.mark.engine("radical")
-def test_the_documentation_builds_without_a_warning_and_every_page_is_in_it(tmp_path: Path) -> None:
+def test_documentation_builds(tmp_path: Path) -> None:
+    """Sphinx builds every page without a warning."""
     pytest.importorskip("sphinx", reason="the documentation's build is not installed")
     done = subprocess.run(
         [

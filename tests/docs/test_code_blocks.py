@@ -47,7 +47,8 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page), marks=_marks(page)) for page in TO_RUN])
-def test_every_block_of_python_in_the_page_runs(page: Path, tmp_path: Path) -> None:
+def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
+    """Every block of Python in the page runs."""
     run = [vars(block) for block in blocks(page) if block.language == "python" and block.reason is None]
     done = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", str(RUNNER)],
@@ -62,7 +63,8 @@ def test_every_block_of_python_in_the_page_runs(page: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in WITH_PYTHON])
-def test_every_block_of_python_compiles_and_one_that_is_not_run_says_why(page: Path) -> None:
+def test_python_blocks_compile(page: Path) -> None:
+    """Every block of Python compiles, and one that is not run says why."""
     for block in blocks(page):
         if block.language == "python":
             compile(block.text, f"{block.page}:{block.line}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -72,7 +74,8 @@ def test_every_block_of_python_compiles_and_one_that_is_not_run_says_why(page: P
 @pytest.mark.parametrize(
     ("block", "command"), [pytest.param(*case, id=f"{case[0].page}: {case[1]}") for case in COMMANDS]
 )
-def test_every_command_that_the_documentation_shows_succeeds(block: Block, command: str, tmp_path: Path) -> None:
+def test_shown_commands_succeed(block: Block, command: str, tmp_path: Path) -> None:
+    """Every command that the documentation shows succeeds."""
     done = subprocess.run(
         [sys.executable, "-m", *shlex.split(command)],
         capture_output=True,
@@ -86,7 +89,8 @@ def test_every_command_that_the_documentation_shows_succeeds(block: Block, comma
     assert not list(tmp_path.glob("rhapsody.*")), "a command leaves files in the current directory"
 
 
-def test_the_documentation_is_found() -> None:
+def test_documentation_is_found() -> None:
+    """The pages and commands that these tests are for are found."""
     names = {name_of(page) for page in WITH_PYTHON}
     assert {"README.md", "docs/tutorial/first-ensemble.md", "docs/how-to/executables.md"} <= names
     assert len(COMMANDS) >= 5

@@ -15,12 +15,15 @@ EXPECTED = {
     "parameter_sweep.py": "best: 0.9",
     "active_learning.py": "round 8: energy 0.0",
     "two_backends.py": "primes: [168, 303, 430, 550,",
+    "dependent_analysis.py": "11 of 12 analyses: 0.497 is the least; all have ended",
+    "gpu_packing.py": "46 trainings in ",
     "faults.py": "1 CANCELED, 5 DONE, 6 FAILED",
 }
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_example_runs_says_what_it_should_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+def test_example_runs(name: str, tmp_path: Path) -> None:
+    """The example runs, prints what it should and leaves nothing."""
     settings = {key: value for key, value in os.environ.items() if not key.startswith("RHAPSODY_")}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(ROOT / "examples" / name)],
@@ -36,7 +39,8 @@ def test_the_example_runs_says_what_it_should_and_leaves_nothing(name: str, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_every_example_is_listed_and_those_for_the_local_backend_are_run() -> None:
+def test_examples_are_listed_and_run() -> None:
+    """Every example is listed, and those for the local backend are run."""
     listed = (ROOT / "examples" / "README.md").read_text()
     scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
     assert {name for name in scripts if f"[{name}]({name})" not in listed} == set()

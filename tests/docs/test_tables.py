@@ -6,7 +6,7 @@ import re
 
 import pytest
 from rhapsody.api import available_backends, get_backend
-from rhapsody.discovery import KNOWN
+from rhapsody.seam.discovery import KNOWN
 
 from .pages import ROOT
 
@@ -15,7 +15,8 @@ ROWS = {match["name"]: match for match in ROW.finditer((ROOT / "README.md").read
 ENGINES = {name: name.partition("_")[0] for name in ROWS}
 
 
-def test_the_readme_has_every_first_party_backend() -> None:
+def test_readme_has_every_backend() -> None:
+    """The README has every first-party backend."""
     aliases = {"dragon_v3": "dragon", "radical_pilot": "radical"}
     assert {aliases.get(name, name) for name in (*KNOWN, "concurrent")} == set(ROWS)
     assert {name: match["distribution"] for name, match in ROWS.items() if name in KNOWN} == {
@@ -26,7 +27,8 @@ def test_the_readme_has_every_first_party_backend() -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.engine(engine)) for name, engine in ENGINES.items()]
 )
-def test_the_readme_says_of_a_backend_what_it_declares(name: str) -> None:
+def test_readme_states_capabilities(name: str) -> None:
+    """The README's row of a backend is what it declares."""
     if name not in {info.name for info in available_backends() if info.installed}:
         pytest.skip(f"the distribution of {name} is not installed")
     can = get_backend(name).capabilities
