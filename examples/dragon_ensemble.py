@@ -1,4 +1,4 @@
-"""Functions and programs on Dragon, on a laptop or in an allocation.
+"""Functions and executables on Dragon, on a laptop or in an allocation.
 
 python examples/dragon_ensemble.py            starts a runtime on this machine, and ends it
 dragon examples/dragon_ensemble.py            inside an allocation: uses the runtime on all of its nodes

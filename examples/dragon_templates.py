@@ -1,8 +1,8 @@
-"""Programs whose processes Dragon places: a template for one process, and a job of several programs.
+"""Executables whose processes Dragon places: a template for one process, and a job of several processes.
 
     python examples/dragon_templates.py
 
-Batch, which runs them, takes a few seconds to start and about as long for each job; see docs/how-to/dragon.md.
+Each is a job with native Dragon processes of its own; see docs/how-to/dragon.md.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Programs and functions on one pilot: on this machine, or on an HPC machine.
+"""Executables and functions on one pilot: on this machine, or on an HPC machine.
 
     python examples/radical_ensemble.py                      a pilot on this machine
     python examples/radical_ensemble.py ornl.frontier abc123 a pilot of one node there, charged to project abc123

@@ -1,4 +1,4 @@
-"""Functions on processes and programs on threads in one session; a task names its backend."""
+"""Functions on processes and executables on threads in one session; a task names its backend."""
 
 import asyncio
 import os
@@ -14,12 +14,12 @@ def primes(below: int) -> int:
 async def main() -> None:
     backends = {
         "cores": get_backend("concurrent", executor="processes"),
-        "programs": get_backend("concurrent", max_workers=4),
+        "executables": get_backend("concurrent", max_workers=4),
     }
     async with Session(backends=backends) as session:
         counts = [ComputeTask(function=primes, args=(below,), backend="cores") for below in range(1000, 20_000, 1000)]
         dates = [
-            ComputeTask(executable="date", environment={"TZ": zone}, backend="programs")
+            ComputeTask(executable="date", environment={"TZ": zone}, backend="executables")
             for zone in ("UTC", "Asia/Tokyo", "America/New_York")
         ]
         await session.submit_tasks([*counts, *dates])

@@ -1,4 +1,4 @@
-"""Writes `reference/hooks.md` from the hook specifications, each time the documentation is built."""
+"""Writes `reference/hooks.md` from the hook specifications: with the documentation, or run as a script."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rhapsody.hooks import AWAITED, REQUIRED
 from rhapsody.hookspecs import BackendHooks, ObserverHooks
+from rhapsody.seam.calls import REQUIRED
+from rhapsody.seam.checks import AWAITED
 from sphinx.application import Sphinx
 
 _INTRODUCTION = """# Hooks
@@ -54,7 +55,11 @@ def _prose(documented: Any) -> str:
 
 
 def _write(app: Sphinx) -> None:
-    page = Path(app.srcdir) / "reference" / "hooks.md"
+    write(Path(app.srcdir) / "reference" / "hooks.md")
+
+
+def write(page: Path) -> None:
+    """Write the page, where it is not up to date."""
     text = render()
     if not page.exists() or page.read_text() != text:
         page.write_text(text)
@@ -77,3 +82,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", _write)
     app.connect("autodoc-process-docstring", _keep_drawings, priority=100)
     return {"parallel_read_safe": True}
+
+
+if __name__ == "__main__":
+    write(Path(__file__).parents[1] / "reference" / "hooks.md")
