@@ -63,7 +63,9 @@ class Script:
             self.process = self._start(source, arguments, stderr)
 
     def _start(self, source: Path, arguments: tuple[str, ...], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RHAPSODY_")}
+        # Not measured: a process that is killed while coverage saves what it saw complains of that.
+        out = ("RHAPSODY_", "COVERAGE_PROCESS")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(out)}
         return subprocess.Popen(
             [sys.executable, source, *arguments],
             cwd=self.cwd,
