@@ -44,7 +44,7 @@ for version in "${versions[@]}"; do
     needs=(-e 'core[test,docs,bench]')
     rooms=(tests/core tests/contracts tests/conformance)
     if [ "${version%t}" != "$version" ]; then
-        needs=(-e core numpy psutil pytest pytest-asyncio pytest-cov pytest-timeout pytest-xdist)
+        needs=(-e core anyio uvloop numpy psutil pytest pytest-asyncio pytest-cov pytest-timeout pytest-xdist)
         rooms=(tests/core/backends tests/core/sessions tests/core/worker tests/conformance/test_concurrent.py)
     fi
     VIRTUAL_ENV="$folder/$version" "$UV" pip install --quiet -c constraints.txt "${needs[@]}"

@@ -105,8 +105,11 @@ async def test_missing_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"ranks": 2, "nodes": 2}, "this machine is one node"),
     ],
 )
-async def test_impossible_is_refused_at_once(fields: dict[str, Any], complaint: str) -> None:
+async def test_impossible_is_refused_at_once(
+    fields: dict[str, Any], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What this machine does not have is refused before anything starts, and the error says the largest that could."""
+    monkeypatch.setattr("rhapsody.backends.local.backend.launcher", lambda: "mpiexec")  # lest that were the complaint
     task = ComputeTask(executable="true", resources=Resources(**fields))
     async with node() as session:
         with pytest.raises(UnsupportedError, match=rf"{task.uid}: backend 'concurrent': .*{complaint}"):
