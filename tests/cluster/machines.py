@@ -31,8 +31,6 @@ _ROOM: Final = """ip link set lo up && ip link add br0 type bridge && ip link se
 mount --bind "$1/hosts" /etc/hosts && mount --bind "$1/ssh_config" /etc/ssh/ssh_config || exit 1
 touch "$1/ready"; exec sleep infinity
 """
-
-
 Answer = subprocess.CompletedProcess[str]
 
 
