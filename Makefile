@@ -17,7 +17,6 @@ ENGINES  ?= concurrent,dask,radical$(shell $(call DRAGON,$(COMMA)dragon))
 COMMA    := ,
 PIP       = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 LANES    ?= 2
-COVER    := --cov --cov-append --cov-fail-under=90
 PYTEST    = RHAPSODY_REQUIRE_BACKENDS=$(ENGINES) $(BIN)/python -m pytest
 
 # uv trusts the machine's own certificates, as pip does where it is configured so.
@@ -60,13 +59,8 @@ $(STAMP): $(PROJECTS:%=%/pyproject.toml) constraints.txt
 demo: $(CORE)  ## run the main job on the local backend
 	$(BIN)/rhapsody demo
 
-# First what judges gaps and ratios, on a machine with nothing else to do; then the rest, side by side by engine. Both
-# run, whatever the first finds, and the target fails if either does.
 test: install lint types  ## everything but the nightly round, on the real engines
-	@failed=0; \
-	$(PYTEST) -m serial --cov --cov-report= || failed=1; \
-	$(PYTEST) -m "not serial" -n $(LANES) --no-loadscope-reorder $(COVER) --durations=25 || failed=1; \
-	exit $$failed
+	@RHAPSODY_REQUIRE_BACKENDS=$(ENGINES) LANES=$(LANES) PYTHON=$(BIN)/python ./tests/run.sh
 
 test-cluster: install  ## the engines on several nodes, made of namespaces (needs root and Debian's Slurm and sshd)
 	@./tests/cluster/run.sh
