@@ -40,6 +40,8 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no kind": ({"uid": "bad"}, InvalidTaskError, "neither a function nor an executable"),
     "arguments of no kind": ({"uid": "bad", "executable": "true", "arguments": 5}, InvalidTaskError, "arguments"),
     "no uid": ({"function": int}, InvalidTaskError, "no uid"),
+    "its own name": (executable("bad", "true", **options(cwd=5)), InvalidTaskError, "task 'bad'"),
+    "its own name at submit": (executable("bad", "true", **options(colour="red")), UnsupportedError, "task bad:"),
 }
 
 
@@ -109,6 +111,37 @@ async def test_unstoppable_function_is_canceled(engine: Engine) -> None:
     gate.set()
     await engine.run(*(function(f"later.{i}", int) for i in range(50)))
     assert [state for uid, state in engine.reports if uid == "task.1"] == ["RUNNING", "CANCELED"]
+
+
+async def test_uid_of_an_abandoned_task(engine: Engine) -> None:
+    """A task gets its own result where one of the same uid was left to itself and ends after it."""
+    gate = threading.Event()
+    await engine.submit(function("task.1", gate.wait, 60))
+    while ("task.1", "RUNNING") not in engine.reports:
+        await asyncio.sleep(0.01)
+    await engine.backend.cancel_task("task.1")
+    await asyncio.wait_for(engine.ended["task.1"], 30)
+    second, third = function("task.1", pow, 2, 5), function("task.1", pow, 2, 6)
+    await engine.run(second)
+    gate.set()
+    await engine.run(third)
+    assert (second["return_value"], third["return_value"]) == (32, 64)
+    assert [state for _, state in engine.reports if state != "RUNNING"] == ["CANCELED", "DONE", "DONE"]
+
+
+async def test_errors_name_the_engines_uid(engine: Engine) -> None:
+    """The error of a task has the uid that the engine knows."""
+    (task,) = await engine.run(executable("sim.0007", "sh", "-c", "echo why >&2; exit 3"))
+    assert task["exception"].task_uid == "sim.0007"
+    assert str(task["exception"]).startswith("task sim.0007: exit code 3")
+
+
+async def test_uid_of_any_kind(engine: Engine) -> None:
+    """A uid that is no text names its task as text, for cancel too."""
+    (task,) = await engine.run(function(7, pow, 2, 5))  # type: ignore[arg-type]  # an engine's own choice
+    assert task["return_value"] == 32
+    await engine.submit(executable(8, "sleep", "600"))  # type: ignore[arg-type]  # an engine's own choice
+    assert await engine.backend.cancel_task(8) is True  # type: ignore[arg-type]  # an engine's own choice
 
 
 async def test_captured_output_names(engine: Engine, work_dir: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
-from rhapsody.adapters.descriptions import options_of, translate
+from rhapsody.adapters.descriptions import options_of, translate, uid_of
 from rhapsody.adapters.links import Folders
 from rhapsody.errors import BackendError, RhapsodyError, SessionError, TaskExecutionError
 from rhapsody.hookspecs import hookimpl
@@ -61,8 +61,9 @@ class EngineState(str):
 class Standalone:
     """Runs dicts as tasks of one backend.
 
-    Uids repeat between engines that share a backend, so tasks run under names of their own, and a dict is found by
-    the name that was given to it.
+    A task runs under the uid that its engine gave it, which errors and files name. Uids repeat, between engines that
+    share a backend and where a task is submitted again: then a number is added, since the late end of an earlier task,
+    which was left to itself, is known by its name alone.
     """
 
     def __init__(self, backend: AttachableBackend) -> None:
@@ -71,6 +72,7 @@ class Standalone:
         self._session: Session | None = None
         self._descriptions: dict[str, dict[str, Any]] = {}  # by the task's own uid
         self._tasks: dict[str, list[ComputeTask]] = {}  # by the engine's uid
+        self._uses: dict[str, int] = {}  # by uid, how often it was given in this session
         self.links_files = False
         self._warned_of_shell = False
         self._was_started = False
@@ -112,9 +114,11 @@ class Standalone:
         """Run dicts. What happens to each is written into it and reported to the callback, a refusal too."""
         refused: list[Refusal] = []
         tasks: list[ComputeTask] = []
+        if self._session is None or self._session.is_closed:  # a start may have failed, or a loop have ended
+            self._session = self._open()
         for description in descriptions:
             try:
-                task = translate(description, self._backend.name)
+                task = translate(description, self._backend.name, self._name(uid_of(description, self._backend.name)))
                 if self.links_files:
                     self.folders().place(description, task)
             except (RhapsodyError, OSError) as error:
@@ -124,9 +128,7 @@ class Standalone:
                 self._warn_of_shell()
             tasks.append(task)
             self._descriptions[task.uid] = description
-            self._tasks.setdefault(description["uid"], []).append(task)
-        if self._session is None or self._session.is_closed:  # a start may have failed, or a loop have ended
-            self._session = self._open()
+            self._tasks.setdefault(str(description["uid"]), []).append(task)
         try:
             await self._accept(self._session, tasks, refused)
         finally:
@@ -136,6 +138,15 @@ class Standalone:
             loop = asyncio.get_running_loop()
             for description, why in refused:  # reported once the engine's call has returned
                 loop.call_soon(self._end, description, TaskState.FAILED, {"exception": why})
+
+    def _name(self, uid: str) -> str:
+        """Return a name for a task that no other has had: its uid, or with a number."""
+        name, uses = uid, self._uses.get(uid, 0)
+        while name in self._uses:
+            uses += 1
+            name = f"{uid}.{uses}"
+        self._uses[uid], self._uses[name] = max(uses, 1), 1
+        return name
 
     async def _accept(self, session: Session, tasks: Sequence[ComputeTask], refused: list[Refusal]) -> None:
         """Submit tasks together; where that is refused, each by itself, so that only what is at fault fails."""
@@ -157,7 +168,7 @@ class Standalone:
     async def cancel(self, uid: str) -> bool:
         """Stop the tasks that an engine knows by `uid`; a function that cannot be stopped is left to itself."""
         self._refuse_in_session("cancel the task with `await session.cancel_tasks([task])`")
-        tasks = list(self._tasks.get(uid, ()))
+        tasks = list(self._tasks.get(str(uid), ()))
         if not tasks or self._session is None:
             return False
         results = await self._session.cancel_tasks(tasks, abandon=True)
@@ -186,6 +197,7 @@ class Standalone:
             work_dir=Path(folder).absolute().parent if folder else None,
         )
         session.observe(self)
+        self._uses.clear()
         return session
 
     @hookimpl
@@ -204,7 +216,7 @@ class Standalone:
             self._forget(task)
             results = {field: task[field] for field in _RESULTS}
             if task.capture_stdio:
-                results |= _captured(task, description["uid"])
+                results |= _captured(task, str(description["uid"]))
             self._end(description, state, results)
 
     def _end(self, description: dict[str, Any], state: TaskState, results: Mapping[str, Any]) -> None:
@@ -225,10 +237,10 @@ class Standalone:
 
     def _forget(self, task: ComputeTask) -> dict[str, Any]:
         description = self._descriptions.pop(task.uid)
-        tasks = self._tasks[description["uid"]]
-        tasks.remove(task)
-        if not tasks:
-            del self._tasks[description["uid"]]
+        uid = str(description["uid"])
+        self._tasks[uid].remove(task)
+        if not self._tasks[uid]:
+            del self._tasks[uid]
         return description
 
 

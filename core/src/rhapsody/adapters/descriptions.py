@@ -14,21 +14,20 @@ _BESIDE: Final = {"function", "args", "kwargs", "executable", "arguments", "capt
 _OPTIONS: Final = frozenset(DESCRIPTION) - _BESIDE - {"backend_options", "metadata"}
 
 
-def translate(description: Mapping[str, Any], backend: str) -> ComputeTask:
+def translate(description: Mapping[str, Any], backend: str, name: str) -> ComputeTask:
     """Return the task that a dict of a workflow engine describes.
 
     Args:
         description: `uid`, and `function`, `args`, `kwargs` or `executable`, `arguments`, `capture_stdio`; options are
             in `task_backend_specific_kwargs`. Further keys are the engine's own.
         backend: its name, for errors.
+        name: the uid of the task that is returned.
 
     Raises:
         InvalidTaskError: no task, or a field that makes no sense.
         UnsupportedError: a prompt, which no backend runs.
     """
-    if "uid" not in description:
-        raise InvalidTaskError(f"a task for backend {backend!r} has no uid")
-    uid = description["uid"]
+    uid = uid_of(description, backend)
     fields = fields_of(options_of(description), _OPTIONS, uid)
     if description.get("executable"):
         fields["executable"] = description["executable"]
@@ -46,10 +45,21 @@ def translate(description: Mapping[str, Any], backend: str) -> ComputeTask:
         )
     else:
         raise InvalidTaskError(f"task {uid!r} for backend {backend!r} has neither a function nor an executable")
-    task = ComputeTask(**fields)
+    task = ComputeTask(uid=name, **fields)
     if task.shell:  # once the arguments are known to be a list
         task.executable, task.arguments = shell_line(str(task.executable), task.arguments), ()
     return task
+
+
+def uid_of(description: Mapping[str, Any], backend: str) -> str:
+    """Return the uid that an engine gave a task, as text.
+
+    Raises:
+        InvalidTaskError: it gave none.
+    """
+    if description.get("uid") in (None, ""):
+        raise InvalidTaskError(f"a task for backend {backend!r} has no uid")
+    return str(description["uid"])
 
 
 def options_of(description: Mapping[str, Any]) -> Any:

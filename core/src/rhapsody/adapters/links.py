@@ -66,4 +66,6 @@ class Folders:
 
     def _folder_of(self, description: Mapping[str, Any]) -> Path:
         given = options_of(description).get("cwd")
-        return Path(given).expanduser().absolute() if given else self._work_dir / quote(description["uid"], safe="")
+        return (
+            Path(given).expanduser().absolute() if given else self._work_dir / quote(str(description["uid"]), safe="")
+        )
