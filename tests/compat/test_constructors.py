@@ -8,6 +8,7 @@ from io import StringIO
 
 import pytest
 from rhapsody.api import (
+    BackendConfigurationError,
     BackendNotFoundError,
     ComputeTask,
     Session,
@@ -28,7 +29,7 @@ from rhapsody.compat.noop import NoopExecutionBackend
 
 
 async def test_executor_comes_first() -> None:
-    """An executor may be the first argument, with or without a name; a text that is none is the name."""
+    """An executor may be the first argument, with or without a name."""
     with ThreadPoolExecutor(3) as pool:
         alone, named = ConcurrentExecutionBackend(pool), ConcurrentExecutionBackend(pool, "mine")
         async with Session(backends=[alone, named]) as session:
@@ -36,11 +37,30 @@ async def test_executor_comes_first() -> None:
             await session.submit_tasks(tasks)
             await session.wait_tasks(tasks)
         assert [task.return_value for task in tasks] == [32, 32]
-        assert get_backend("concurrent", pool).name == "concurrent"
+        for backend, name in (
+            (ConcurrentExecutionBackend(pool, name="mine"), "mine"),
+            (ConcurrentExecutionBackend("mine", pool), "mine"),
+            (ConcurrentExecutionBackend("mine", executor=pool), "mine"),
+            (ConcurrentExecutionBackend(pool, "processes"), "processes"),
+            (get_backend("concurrent", pool), "concurrent"),
+            (get_backend("concurrent", pool, "mine"), "mine"),
+        ):
+            assert (backend.name, backend._executor) == (name, pool)  # type: ignore[attr-defined]  # not in the base
     processes = ConcurrentExecutionBackend("processes", max_workers=1)
     assert (processes.name, processes.capabilities.cancel_functions) == ("concurrent", True)
-    assert ConcurrentExecutionBackend("mine").name == "mine"
     assert ConcurrentExecutionBackend("processes", executor="threads").name == "processes"
+    assert ConcurrentExecutionBackend(None, "mine").name == "mine"
+
+
+def test_text_that_is_no_executor_is_the_name() -> None:
+    """A text alone that is no executor is taken for the name, with a warning; with an executor it is the name."""
+    with pytest.warns(RuntimeWarning, match="'proceses' is no executor.*name='proceses'"):
+        assert ConcurrentExecutionBackend("proceses").name == "proceses"
+    assert ConcurrentExecutionBackend("proceses", "processes").name == "proceses"
+    with pytest.raises(BackendConfigurationError, match="executor is given twice"):
+        ConcurrentExecutionBackend("processes", "mine", executor="threads")
+    with pytest.raises(BackendConfigurationError, match="executor must be"):
+        ConcurrentExecutionBackend(5)  # type: ignore[arg-type]  # the mistake
 
 
 async def test_noop_ends_everything() -> None:

@@ -89,7 +89,7 @@ async def test_block_shuts_the_engine_down() -> None:
 
 async def test_create_passes_arguments() -> None:
     """`await Backend.create(...)` takes the arguments of the class, and starts the engine."""
-    backend = await Counted.create("mine", max_workers=3)
+    backend = await Counted.create("threads", "mine", max_workers=3)
     assert (backend.name, backend.calls) == ("mine", ["init"])
     await backend.shutdown()
 

@@ -63,5 +63,5 @@ HEALTHY = """
 
     class Backend(ConcurrentExecutionBackend):
         def __init__(self, name="healthy"):
-            super().__init__(name)
+            super().__init__(name=name)
 """

@@ -121,7 +121,7 @@ from rhapsody.plugin import Outcome, TaskState, hookimpl
 
 class Healthy(ConcurrentExecutionBackend):
     def __init__(self, name="sick"):
-        super().__init__(name)
+        super().__init__(name=name)
 
 """
 

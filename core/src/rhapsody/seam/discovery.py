@@ -154,7 +154,7 @@ def make_backend(name: str, /, *arguments: Any, **options: Any) -> AttachableBac
             f"backend {name!r} is a {kind.__name__}, which takes {inspect.signature(kind)}: {error}"
         ) from error
     backend = kind(*arguments, **options)
-    if not given.get("name"):
+    if not given.get("name") and backend.name not in [value for value in arguments if isinstance(value, str)]:
         backend.name = name.rpartition(":")[2]  # asked for by an alias, it answers to it
     return backend
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cached_property
@@ -50,10 +51,12 @@ class ConcurrentExecutionBackend(ExecutionBackend):
     function that runs can be stopped.
 
     Args:
-        name: the name under which tasks choose the backend.
+        first, second: the executor, and the name, without their keywords, as in
+            `ConcurrentExecutionBackend(ThreadPoolExecutor(), "mine")`. The name may come first where the executor is
+            given too; a text alone that is no executor is taken for the name, with a warning.
         executor: "threads" (the default) or "processes", of the backend's own; or a ThreadPoolExecutor, a
-            ProcessPoolExecutor or any other `concurrent.futures.Executor`, which is used and never shut down. It may
-            also be given first, or alone, as in `ConcurrentExecutionBackend(ThreadPoolExecutor())`.
+            ProcessPoolExecutor or any other `concurrent.futures.Executor`, which is used and never shut down.
+        name: the name under which tasks choose the backend. Default: "concurrent".
         max_workers: tasks at the same time. Default: the executor's own number, else the cores of this machine that
             the program may use. More of them than there are cores make cores of them.
         gpus: the GPUs that tasks share, numbered from 0. Default: those of CUDA_VISIBLE_DEVICES, of
@@ -78,10 +81,13 @@ class ConcurrentExecutionBackend(ExecutionBackend):
 
     def __init__(
         self,
-        name: str | Executor = "concurrent",
-        executor: str | Executor | None = None,
+        first: str | Executor | None = None,
+        second: str | Executor | None = None,
+        /,
         max_workers: int | None = None,
         *,
+        executor: str | Executor | None = None,
+        name: str | None = None,
         gpus: int | None = None,
         batching: Batching | Mapping[str, Any] | bool | float | None = None,
         max_in_flight: int | None = None,
@@ -91,10 +97,9 @@ class ConcurrentExecutionBackend(ExecutionBackend):
         max_tasks_per_child: int | None = None,
         link_files: bool = False,
     ) -> None:
-        chosen, executor = _in_order(name, executor)
-        super().__init__(chosen, batching=batching, max_in_flight=max_in_flight)
+        executor, name = _executor_and_name(first, second, executor, name)
+        super().__init__(name, batching=batching, max_in_flight=max_in_flight)
         self._link_files(link_files)
-        name = self.name
         if executor not in _OWN and not isinstance(executor, Executor):
             raise BackendConfigurationError(
                 f"backend {name!r}: executor must be 'threads', 'processes' or a concurrent.futures.Executor, "
@@ -266,11 +271,27 @@ class ConcurrentExecutionBackend(ExecutionBackend):
         return self._capacity.lacks(resources)
 
 
-def _in_order(first: Any, second: Any) -> tuple[Any, Any]:
-    """Return name and executor, which may be given in either order: scripts give the executor first, or alone."""
-    if isinstance(first, Executor) or (first in _OWN and not isinstance(second, Executor) and second not in _OWN):
-        first, second = second or "concurrent", first
-    return first, second or "threads"
+def _executor_and_name(first: Any, second: Any, executor: Any, name: Any) -> tuple[Any, Any]:
+    """Return the executor and the name from arguments with and without keywords."""
+    if isinstance(second, Executor) or (second in _OWN and isinstance(first, str)):
+        first, second = second, first
+    elif second is None and name is None and isinstance(first, str) and (executor is not None or first not in _OWN):
+        if executor is None:
+            warnings.warn(
+                f"{first!r} is no executor ('threads' and 'processes' are) and was taken for the backend's name: write "
+                f"name={first!r}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        first, second = None, first
+    for key, positional, keyword in (("executor", first, executor), ("name", second, name)):
+        if positional is not None and keyword is not None:
+            raise BackendConfigurationError(
+                f"ConcurrentExecutionBackend: {key} is given twice: {describe(positional)}, {describe(keyword)}"
+            )
+    executor = first if executor is None else executor
+    name = second if name is None else name
+    return "threads" if executor is None else executor, "concurrent" if name is None else name
 
 
 def _width(executor: str | Executor) -> int | None:
