@@ -85,3 +85,11 @@ def test_old_names_are_the_new_ones() -> None:
         "assert rhapsody.get_backend is rhapsody.api.get_backend"
     )
     assert run([program])[0][0] == ""
+
+
+def test_telemetry_names_what_it_needs() -> None:
+    """Without OpenTelemetry the import of the manager, which workflow engines do, says what to install."""
+    line = "import sys; sys.modules['opentelemetry'] = None; from rhapsody.telemetry.manager import TelemetryManager"
+    ((error, _),) = run([line])
+    assert error.startswith("ImportError")
+    assert "pip install 'rhapsody-core[telemetry]'" in error

@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from opentelemetry import trace
-from opentelemetry.sdk.metrics.export import MetricReader
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+try:
+    from opentelemetry import trace
+    from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+except ImportError as error:  # a workflow engine imports this module itself
+    raise ImportError(f"telemetry needs OpenTelemetry ({error}): pip install 'rhapsody-core[telemetry]'") from error
 
 from rhapsody.log import get_logger
 from rhapsody.observers.telemetry.engine import EngineTasks

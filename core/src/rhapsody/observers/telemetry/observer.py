@@ -20,13 +20,13 @@ from rhapsody.protocol.trace import TRACE
 from rhapsody.sessions.graph import needs_of
 
 try:
-    from opentelemetry import trace
-
     from rhapsody.observers.telemetry import events
     from rhapsody.observers.telemetry.manager import TelemetryManager
     from rhapsody.observers.telemetry.spans import Done
 except ImportError as error:
-    raise SessionError(f"telemetry needs OpenTelemetry ({error}): pip install 'rhapsody-core[telemetry]'") from error
+    raise SessionError(str(error)) from error
+
+from opentelemetry import trace
 
 _NEW: Final = TaskState.NEW
 _QUEUED: Final = TaskState.QUEUED
