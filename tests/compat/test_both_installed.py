@@ -40,3 +40,17 @@ def test_doctor_names_the_cure(tmp_path: Path) -> None:
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: rhapsody-py\nVersion: 0.6.0\n")
     assert "pip uninstall rhapsody-py rhapsody-core" in run(program, tmp_path)
+
+
+def test_overwritten_commands_name_the_cure(tmp_path: Path) -> None:
+    """Where the other package was installed last, and has overwritten what a command imports, the command says so."""
+    package = tmp_path / "rhapsody"
+    shutil.copytree(Path(rhapsody.__file__).parent, package)
+    (package / "api").mkdir()
+    (package / "api" / "__init__.py").touch()
+    (package / "__init__.py").write_text("__version__ = '0.6.0'")
+    (package / "backends" / "base.py").write_text("class BaseBackend: pass")
+    program = "from rhapsody.cli import main; main(['doctor'])"
+    text = run(f"import sys\ntry:\n    {program}\nexcept SystemExit as end:\n    print('code', end.code)", tmp_path)
+    assert "pip uninstall rhapsody-py rhapsody-core" in text
+    assert "code 1" in text

@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from rhapsody import __version__
+from rhapsody.compat import BOTH_INSTALLED, is_overwritten
 from rhapsody.errors import RhapsodyError
 
 # A command's name: the module of this package that has it, and the line of the help.
@@ -38,7 +39,12 @@ class LazyGroup(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"{__name__}.{COMMANDS[cmd_name][0]}").command
+        try:
+            command = importlib.import_module(f"{__name__}.{COMMANDS[cmd_name][0]}").command
+        except ImportError as error:
+            if is_overwritten():
+                raise click.ClickException(BOTH_INSTALLED) from error
+            raise
         assert isinstance(command, click.Command)
         return command
 

@@ -12,6 +12,7 @@ import warnings
 from functools import partial
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -90,6 +91,11 @@ BOTH_INSTALLED: Final = (
     "the other: pip uninstall rhapsody-py rhapsody-core, then pip install rhapsody-core"
 )
 _warned: set[tuple[str, str]] = set()
+
+
+def is_overwritten() -> bool:
+    """Return whether the folder of this package has files of the other one, in which `api` is a folder."""
+    return (Path(__file__).parent.parent / "api").is_dir()
 
 
 def old_name(module: str, name: str) -> Any:
