@@ -17,6 +17,7 @@ async def test_reads_as_mapping_in_full() -> None:
     read = dict(task)
     assert (read["uid"], read["executable"], read["stdout"], read["state"]) == ("a", "echo", "hello\n", "DONE")
     assert list(task) == list(read) == [name for name, _ in task.items()]
+    assert len(task) == len(task.values()) == len(read)
     assert "stdout" in task
     assert "nonsense" not in task
     assert not [name for name in task if name.startswith("_") or name == "policies"]
@@ -36,6 +37,16 @@ def test_fields_change_before_submit() -> None:
     task.arguments = "x"
     with pytest.raises(InvalidTaskError, match="arguments must be"):
         task.validate()
+
+
+@pytest.mark.parametrize("field", ["state", "return_value", "exit_code", "exception", "session"])
+def test_results_are_not_written(field: str) -> None:
+    """A result is the session's to write, and not kept aside where nobody reads it."""
+    task = ComputeTask("echo")
+    before = task[field]
+    with pytest.raises(InvalidTaskError, match=f"its {field} is a result"):
+        task[field] = "DONE"
+    assert (task[field], task.metadata) == (before, {})
 
 
 async def test_submitted_fields_stay() -> None:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from rhapsody.errors import InvalidTaskError, describe
+from rhapsody.model.options import FILE_FIELDS
 from rhapsody.model.policies import POLICY_FIELDS, Policies
 from rhapsody.model.states import TaskState
 
@@ -83,11 +84,15 @@ class AsMapping:
         """Change the description before the task is submitted.
 
         Raises:
-            InvalidTaskError: the task was submitted, or the value makes no sense; the field is as it was.
+            InvalidTaskError: the task was submitted, the field is a result, or the value makes no sense; the field is
+                as it was.
         """
         if self.state is not TaskState.NEW:
             raise InvalidTaskError(f"task {describe(self.uid)} was submitted; its {field} cannot be changed any more")
-        if field not in self._names()[0]:
+        plain, others = self._names()
+        if field in others and field not in POLICY_FIELDS and field not in FILE_FIELDS:
+            raise InvalidTaskError(f"task {describe(self.uid)}: its {field} is a result, which only its session writes")
+        if field not in plain:
             held = {} if self.policies is None else {name: getattr(self.policies, name) for name in POLICY_FIELDS}
             self._take({**held, field: value})
             return
@@ -106,6 +111,10 @@ class AsMapping:
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the fields."""
         return iter(self.keys())
+
+    def __len__(self) -> int:
+        """Return the number of fields."""
+        return len(self.keys())
 
     def keys(self) -> tuple[str, ...]:
         """Return the names of the fields."""

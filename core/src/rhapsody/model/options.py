@@ -19,7 +19,7 @@ from rhapsody.model.policies import POLICY_FIELDS
 from rhapsody.model.resources import Resources
 
 _SAME: Final = {"env": "environment"}  # another name, and the field
-_FILES: Final = {"stdout": "stdout_file", "stderr": "stderr_file"}  # as a result of a task each is text
+FILE_FIELDS: Final = {"stdout": "stdout_file", "stderr": "stderr_file"}  # as a result of a task each is text
 _PER_RANK: Final = ("ranks", "cores_per_rank", "gpus_per_rank", "mem_per_rank")
 _NEAR: Final = 0.75  # of `difflib`: how alike a name and a field are for the name to be a misspelled one
 _MIB: Final = 2**20  # `mem_per_rank` counts these, as RADICAL-Pilot does
@@ -84,7 +84,7 @@ def sort_fields(
         InvalidTaskError: the same thing is given twice, or makes no sense.
         TypeError: the name of a field, misspelled.
     """
-    beside = {_FILES.get(name, name): value for name, value in given.items()}
+    beside = {FILE_FIELDS.get(name, name): value for name, value in given.items()}
     fields = fields_of(beside.pop("task_backend_specific_kwargs", None) or {}, known, uid)
     policies = {name: beside.pop(name) for name in POLICY_FIELDS if name in beside}
     if wrong := misspelled(beside, known):
@@ -98,12 +98,12 @@ def sort_fields(
 
 def is_described(kind: type, known: Collection[str], name: str, value: object) -> bool:
     """Return whether an item of a mapping describes a task: what is none of its results, or the file for one."""
-    return name in known or not hasattr(kind, name) or (name in _FILES and isinstance(value, PurePath))
+    return name in known or not hasattr(kind, name) or (name in FILE_FIELDS and isinstance(value, PurePath))
 
 
 def misspelled(names: Iterable[str], known: Collection[str]) -> list[str]:
     """Return those names that are no fields of a task, and are meant to be."""
-    others = {*known, *_SAME, *_FILES, *_PER_RANK, "task_backend_specific_kwargs"}
+    others = {*known, *_SAME, *FILE_FIELDS, *_PER_RANK, "task_backend_specific_kwargs"}
     return [name for name in names if name not in others and difflib.get_close_matches(name, others, 1, _NEAR)]
 
 
