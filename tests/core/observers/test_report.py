@@ -39,12 +39,22 @@ def _work(n: int) -> int:
     return n
 
 
+def _flaky(marks: Path) -> int:
+    tries = len(list(marks.iterdir()))
+    (marks / str(tries)).touch()
+    if tries < 2:
+        raise OSError("not yet")
+    return tries
+
+
 @pytest.fixture
-async def session(work_dir: Path) -> Session:
-    """A session that has ended: 45 tasks done, 5 failed for one reason, an executable."""
+async def session(work_dir: Path, tmp_path: Path) -> Session:
+    """A session that has ended: 45 tasks done, 5 failed for one reason, an executable, one done at the third try."""
+    (tmp_path / "marks").mkdir()
     async with Session(uid="seen", journal=True) as session:
         tasks = [ComputeTask(function=_work, args=(n,)) for n in range(50)]
-        await session.submit_tasks([*tasks, ComputeTask(executable="true")])
+        again = ComputeTask(uid="again", function=_flaky, args=(tmp_path / "marks",), retries=5)
+        await session.submit_tasks([*tasks, ComputeTask(executable="true"), again])
         await session.wait_tasks()
     return session
 
@@ -63,10 +73,29 @@ async def test_figures_are_the_journals(session: Session) -> None:
     [(busy,)] = rows(session, "SELECT sum(ended - started) FROM tasks")
     assert found["busy_seconds"] == pytest.approx(busy)
     assert [(error["type"], error["tasks"]) for error in found["errors"]] == [("ValueError", 5)]
-    assert found["curves"]["DONE"][-1] == 46
-    assert found["runtimes"]["count"] == sum(found["runtimes"]["bins"]) == 51
-    assert len(found["timeline"]["bars"]) == 51
-    assert {name["name"]: name["tasks"] for name in found["names"]} == {f"{__name__}._work": 50, "true": 1}
+    assert found["curves"]["DONE"][-1] == 47
+    assert found["runtimes"]["count"] == sum(found["runtimes"]["bins"]) == 52
+    assert len(found["timeline"]["bars"]) == 52
+    assert {name["name"]: name["tasks"] for name in found["names"]} == {
+        f"{__name__}._work": 50, "true": 1, f"{__name__}._flaky": 1,
+    }  # fmt: skip
+
+
+async def test_attempts_are_the_journals(session: Session) -> None:
+    """Each attempt at a task that was tried again is shown, with its error, place and time; others are not."""
+    found = rows(session, "SELECT attempt, started, ended, error FROM attempts ORDER BY attempt")
+    assert [error for *_, error in found] == ["OSError", "OSError", None]
+    with JournalReader(session.sandbox) as journal:
+        shown = figures(journal)
+        listed = [(one.uid, one.attempt, one.started, one.ended, one.error) for one in journal.attempts()]
+    assert listed == [("again", *row) for row in found]
+    assert dict(shown["attempts"]) == {1: 51, 3: 1}
+    retries = shown["retries"]
+    assert (retries["tasks"], retries["again"], retries["errors"]) == (1, 2, [("OSError", 2)])
+    assert [(one["attempt"], one["error"]) for one in retries["listed"]] == [(1, "OSError"), (2, "OSError"), (3, "")]
+    assert all(one["seconds"] >= 0 and one["worker"] for one in retries["listed"])
+    written = json.loads(_report(session.sandbox, "--json"))["attempts"]
+    assert [(one["uid"], one["attempt"], one["started"], one["ended"], one["error"]) for one in written] == listed
 
 
 def _large(folder: Path, tasks: int, workers: int) -> None:
@@ -141,11 +170,12 @@ async def test_page_in_chromium(session: Session, tmp_path: Path) -> None:
     assert "CONSOLE" not in done.stderr, done.stderr
     shown = _Page(done.stdout)
     assert shown.links == []
-    assert shown.texts["tasks"].startswith("51")
-    assert re.sub(r"\s+", " ", shown.texts["states"]).startswith("DONE 46FAILED 5")
+    assert shown.texts["tasks"].startswith("52")
+    assert re.sub(r"\s+", " ", shown.texts["states"]).startswith("DONE 47FAILED 5")
     assert f"{_HOSTILE} 7" in shown.texts["errors"]
+    assert "1 task, 2 times in all; attempts failed with OSError (2)" in shown.texts["retries"]
     assert done.stdout.count("<polygon") >= 4
-    assert done.stdout.count("<title>") >= 51
+    assert done.stdout.count("<title>") >= 52
 
 
 async def test_exports(session: Session, tmp_path: Path) -> None:
@@ -158,7 +188,7 @@ async def test_exports(session: Session, tmp_path: Path) -> None:
     _report(session.sandbox, "--chrome-trace", "-o", tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]
-    assert len(spans) == 51
+    assert len(spans) == 52
     ends: dict[Any, float] = {}
     for span in spans:  # those of one thread do not overlap
         assert span["ts"] >= ends.get((span["pid"], span["tid"]), 0) - 1

@@ -59,11 +59,30 @@ class TaskRow:
     traceback: str | None
 
 
+@attrs.frozen
+class AttemptRow:
+    """One attempt at a task that was tried again; times in seconds since the epoch, the error by its type."""
+
+    uid: str
+    text: str
+    attempt: int
+    backend: str
+    worker: str | None
+    started: float | None
+    ended: float | None
+    error: str | None
+
+
 _TASKS = """
 SELECT t.id, t.uid, c.name, c.text, c.backend, c.resources, c.tag, t.state, t.submitted, t.started, t.ended,
     w.name, t.attempt, e.type, e.message, e.traceback
 FROM tasks t JOIN calls c ON t.call = c.id LEFT JOIN workers w ON t.worker = w.id LEFT JOIN errors e ON e.task = t.id
 WHERE t.id >= ? AND t.id < ? ORDER BY t.id
+"""
+_ATTEMPTS = """
+SELECT t.uid, c.text, a.attempt, a.backend, w.name, a.started, a.ended, a.error
+FROM attempts a JOIN tasks t ON a.task = t.id JOIN calls c ON t.call = c.id LEFT JOIN workers w ON a.worker = w.id
+WHERE t.id >= ? AND t.id < ? ORDER BY t.id, a.attempt
 """
 
 
@@ -122,13 +141,20 @@ class JournalReader:
 
     def tasks(self, run: Run | None = None) -> Iterator[TaskRow]:
         """Yield the tasks of a run, or of all, in the order of their submit."""
-        first, last = (1, 1 << 62) if run is None else (run.first_task, self._first_after(run))
-        for row in self._connection.execute(_TASKS, (first, last)):
+        for row in self._connection.execute(_TASKS, self._range(run)):
             yield TaskRow(*row)
+
+    def attempts(self, run: Run | None = None) -> Iterator[AttemptRow]:
+        """Yield each attempt at the tasks of a run, or of all, that were tried again, in the order of their submit."""
+        for row in self._connection.execute(_ATTEMPTS, self._range(run)):
+            yield AttemptRow(*row)
 
     def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""
         return self._connection.execute(sql, values).fetchall()
+
+    def _range(self, run: Run | None) -> tuple[int, int]:
+        return (1, 1 << 62) if run is None else (run.first_task, self._first_after(run))
 
     def _first_after(self, run: Run) -> int:
         [(first,)] = self.query("SELECT MIN(first_task) FROM runs WHERE id > ?", run.number)

@@ -21,8 +21,9 @@ def write_csv(journal: JournalReader, run: Run, file: TextIO) -> None:
 
 
 def write_json(journal: JournalReader, run: Run, file: TextIO) -> None:
-    """Write the run and its tasks as one JSON object."""
-    json.dump({"run": attrs.asdict(run), "tasks": [attrs.asdict(task) for task in journal.tasks(run)]}, file, indent=1)
+    """Write the run, its tasks, and the attempts at those that were tried again, as one JSON object."""
+    tasks, attempts = map(attrs.asdict, journal.tasks(run)), map(attrs.asdict, journal.attempts(run))
+    json.dump({"run": attrs.asdict(run), "tasks": [*tasks], "attempts": [*attempts]}, file, indent=1)
 
 
 def write_chrome_trace(journal: JournalReader, run: Run, file: TextIO) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rhapsody.observers.journal.reader import JournalReader, Run, TaskRow
+from rhapsody.observers.journal.reader import AttemptRow, JournalReader, Run, TaskRow
 from rhapsody.observers.report.timeline import timeline
 
 _POINTS: Final = 200  # of a curve
@@ -60,6 +60,7 @@ def figures(journal: JournalReader, run: Run | None = None) -> dict[str, Any]:
         "slowest": [_shown(task, run.started) for task in sorted(ran, key=_runtime, reverse=True)[:_LISTED]],
         "errors": _errors(tasks, run.started),
         "attempts": sorted(Counter(task.attempt for task in ran).items()),
+        "retries": _retries(list(journal.attempts(run)), run.started),
         "resources": _resources(tasks),
     }  # fmt: skip
 
@@ -156,6 +157,24 @@ def _errors(tasks: Sequence[TaskRow], began: float) -> list[dict[str, Any]]:
         {"type": kind, "message": group[0].error or "", "tasks": len(group), "traceback": group[0].traceback or "",
          "first": _shown(group[0], began)} for (kind, _), group in found
     ]  # fmt: skip
+
+
+def _retries(attempts: Sequence[AttemptRow], began: float) -> dict[str, Any]:
+    """Return how many tasks were tried again, how often, and each attempt at the most stubborn of them."""
+    groups: dict[str, list[AttemptRow]] = {}
+    for attempt in attempts:
+        groups.setdefault(attempt.uid, []).append(attempt)
+    listed = sorted(groups.values(), key=len, reverse=True)[:_LISTED]
+    return {
+        "tasks": len(groups),
+        "again": len(attempts) - len(groups),
+        "errors": Counter(attempt.error for attempt in attempts if attempt.error).most_common(_LISTED),
+        "listed": [
+            {"uid": one.uid, "text": one.text, "attempt": one.attempt, "worker": one.worker or one.backend,
+             "error": one.error or "", "seconds": one.ended - one.started if one.ended and one.started else None,
+             "started": None if one.started is None else one.started - began} for group in listed for one in group
+        ],
+    }  # fmt: skip
 
 
 def _resources(tasks: Sequence[TaskRow]) -> list[dict[str, Any]]:
