@@ -66,6 +66,24 @@ def test_old_names_warn_once() -> None:
     assert second == new == ["", []]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "api.Session",
+        "api.session.Session",
+        "backends.ConcurrentExecutionBackend",
+        "backends.execution.concurrent.ConcurrentExecutionBackend",
+        "backends.constants.StateMapper",
+        "logger.enable_logging",
+        "telemetry.events.TaskCompleted",
+    ],
+)
+def test_modules_are_there_after_one_import(name: str) -> None:
+    """`import rhapsody` is enough to reach what is in its modules."""
+    ((error, _),) = run([f"import rhapsody; rhapsody.{name}"])
+    assert error == ""
+
+
 def test_unknown_names_are_refused() -> None:
     """A name or module that never was is the ordinary error."""
     lines = ["from rhapsody import Sesion", "import rhapsody.api.nothing", "from rhapsody.backends.execution import X"]

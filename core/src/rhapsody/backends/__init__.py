@@ -32,9 +32,9 @@ def __getattr__(name: str) -> Any:
         from rhapsody.backends.base import ExecutionBackend
 
         return ExecutionBackend
-    from rhapsody.compat import OLD_PLACES, old_name
+    from rhapsody.compat import is_old, old_name
 
-    return old_name(__name__, name) if name in OLD_PLACES[__name__] else discovery.load_class(name)
+    return old_name(__name__, name) if is_old(__name__, name) else discovery.load_class(name)
 
 
 def __dir__() -> list[str]:

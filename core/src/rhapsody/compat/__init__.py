@@ -98,8 +98,13 @@ def is_overwritten() -> bool:
     return (Path(__file__).parent.parent / "api").is_dir()
 
 
+def is_old(module: str, name: str) -> bool:
+    """Return whether a module had a name, or a module of that name in it."""
+    return name in OLD_PLACES.get(module, {}) or f"{module}.{name}" in OLD_PLACES
+
+
 def old_name(module: str, name: str) -> Any:
-    """Return what a module had under a name, and warn of it once.
+    """Return what a module had under a name, and warn of it once; a module in it needs no import of its own.
 
     Raises:
         AttributeError: it had no such name.
@@ -107,6 +112,8 @@ def old_name(module: str, name: str) -> Any:
     """
     place = OLD_PLACES.get(module, {}).get(name)
     if place is None:
+        if f"{module}.{name}" in OLD_PLACES:
+            return importlib.import_module(f"{module}.{name}")
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     if (module, name) not in _warned:
         _warned.add((module, name))
