@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rhapsody.api import UnsupportedError
+from rhapsody.api import TaskExecutionError, TaskTimeoutError, UnsupportedError
 from rhapsody.backends import ConcurrentExecutionBackend
 
 asyncflow = pytest.importorskip("radical.asyncflow", reason="radical.asyncflow is not installed")
@@ -24,7 +24,10 @@ WORDS: dict[str, tuple[dict[str, Any], str]] = {  # what it prints, or what the 
     "one rank": ({"ranks": 1, "cores_per_rank": 1, "gpus_per_rank": 0}, ""),
     "ranks": ({"ranks": 4096}, "refused: 4096"),
     "memory": ({"ranks": 1, "mem_per_rank": 2**40}, "refused: memory"),
+    "gpus": ({"gpus_per_rank": 4096}, "refused: 4096 GPUs"),
+    "timeout": ({"timeout": 600}, ""),
     "pre_exec": ({"pre_exec": ["module load x"]}, "refused: pre_exec"),
+    "process_template": ({"process_template": {}}, "refused: process_template"),
     "process_templates": ({"process_templates": []}, "refused: process_templates"),
     "unknown": ({"colour": "red"}, "refused: colour"),
 }
@@ -67,6 +70,43 @@ async def test_task_description_words(flow: Any, case: str) -> None:
         assert (await asyncio.wait_for(shown, 60)).strip() == printed
     assert await asyncio.wait_for(doubled, 60) == 42
     assert await asyncio.wait_for(double(4), 60) == 8
+
+
+async def test_timeout_of_a_task(flow: Any) -> None:
+    """A task whose timeout is over fails with TaskTimeoutError, by the uid that the workflow knows."""
+
+    @flow.executable_task
+    async def forever() -> str:
+        return "sleep 600"
+
+    @flow.function_task
+    async def answer() -> int:
+        return 42
+
+    assert await asyncio.wait_for(answer(), 60) == 42
+    future = forever(task_description={"timeout": 0.1})
+    with pytest.raises(TaskTimeoutError) as caught:
+        await asyncio.wait_for(future, 60)
+    assert str(caught.value).startswith(f"task {future.task['uid']} had not ended")
+    assert await asyncio.wait_for(answer(), 60) == 42
+
+
+async def test_failure_in_a_block(flow: Any) -> None:
+    """A task that fails in a block fails the block with its exception; blocks beside it go on."""
+
+    @flow.function_task
+    async def divide(number: int) -> float:
+        return 1 / number
+
+    @flow.block
+    async def ratio(number: int) -> float:
+        result: float = await divide(number)
+        return result
+
+    bad, good = ratio(0), ratio(2)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(bad, 60)
+    assert await asyncio.wait_for(good, 60) == 0.5
 
 
 async def test_prompt_fails_alone(flow: Any) -> None:
@@ -146,3 +186,19 @@ async def test_captured_output_is_a_path(flow: Any, work_dir: Path) -> None:
     assert path.read_text() == "hello\n"
     assert path.suffix == ".stdout"
     assert path.parent == work_dir / "flow.0000"
+
+
+async def test_captured_output_of_a_failure(flow: Any) -> None:
+    """A task that fails keeps its captured output, and its error names the files."""
+
+    @flow.executable_task(capture_stdio=True)
+    async def broken() -> str:
+        return "sh -c 'echo out; echo why >&2; exit 3'"
+
+    future = broken()
+    with pytest.raises(TaskExecutionError, match="exit code 3") as caught:
+        await asyncio.wait_for(future, 60)
+    paths = future.task["stdout"], future.task["stderr"]
+    assert [Path(path).read_text() for path in paths] == ["out\n", "why\n"]
+    assert [Path(path).name for path in paths] == [f"{future.task['uid']}.stdout", f"{future.task['uid']}.stderr"]
+    assert caught.value.paths == paths
