@@ -11,8 +11,19 @@ from typing import Final
 
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no types
 
-_ENGINES: Final = ("dragon", "radical", "dask")
-_LONGEST_FIRST: Final = (*_ENGINES, "tests/conformance/test_mutants.py")
+_ENGINES: Final = ("radical", "dragon", "dask")
+_LONGEST_FIRST: Final = (  # all that take more than 20 s; the order is that of their times in a whole run
+    *_ENGINES,
+    "tests/conformance/test_mutants.py",
+    "wheels",
+    "tests/core/sessions/test_endings.py",
+    "tests/conformance/test_concurrent.py",
+    "tests/authors/test_spool.py",
+    "tests/authors/test_parsl.py",
+    "tests/core/cli/test_doctor.py",
+    "tests/docs/test_code_blocks.py",
+    "tests/core/cli/test_demo.py",
+)
 _PLUGIN: Final = re.compile(rf"tests/plugins/({'|'.join(_ENGINES)})/")
 _PARAMETER: Final = re.compile(rf"tests/(?:docs/|test_notebook).*\[.*?({'|'.join(_ENGINES)})", re.IGNORECASE)
 
