@@ -18,17 +18,20 @@ from rhapsody.worker import subreaper
 from .conftest import wait_until
 
 KEEPER = [sys.executable, "-m", "rhapsody_radical.keeper"]
-# Starts a daemon, as RADICAL-Pilot does: orphaned, in a session of its own, and deaf to SIGTERM.
+# Starts a daemon, as RADICAL-Pilot does: orphaned, in a session of its own, and deaf to SIGTERM; goes on once it has begun.
 CLIENT = """
 import os, signal, sys, time
+begun, begin = os.pipe()
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print(os.getpid(), flush=True)
+        os.write(begin, b"!")
         time.sleep(600)
     os._exit(0)
 os.wait()
+os.read(begun, 1)
 %s
 """
 LIVES_ON = "time.sleep(600)"
