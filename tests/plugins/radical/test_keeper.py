@@ -18,7 +18,7 @@ from rhapsody.worker import subreaper
 from .conftest import wait_until
 
 KEEPER = [sys.executable, "-m", "rhapsody_radical.keeper"]
-# Starts a daemon, as RADICAL-Pilot does: orphaned, in a session of its own, and deaf to SIGTERM; goes on once it has begun.
+# Starts a daemon, as RADICAL-Pilot does: orphaned, in a session of its own, and deaf to SIGTERM; waits until it runs.
 CLIENT = """
 import os, signal, sys, time
 begun, begin = os.pipe()
