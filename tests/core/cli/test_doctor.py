@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -157,6 +158,27 @@ def test_doctor_ends_a_hanging_backend(environment: Environment) -> None:
     assert "did not come to its end within 3 s (during: load)" in row["problem"]
     assert time.monotonic() - began < 60
     assert not [process for process in psutil.process_iter() if "slow" in _arguments(process)]
+
+
+def test_interrupt_ends_a_hanging_import(environment: Environment, tmp_path: Path) -> None:
+    """One SIGINT ends the examination of a backend whose import hangs."""
+    reader, writer = os.pipe()
+    install(environment, "stuck", f"import os, time\nos.write({writer}, b'.')\ntime.sleep(1000)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rhapsody.cli._examine", "stuck", str(tmp_path / "report"), str(tmp_path)],
+        env=environment,
+        pass_fds=[writer],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        os.close(writer)
+        assert os.read(reader, 1) == b".", "the import has begun"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+    finally:
+        os.close(reader)
+        process.kill()
+        process.wait()
 
 
 WAITING = {

@@ -13,12 +13,14 @@ a file as it happens, one JSON object a line, so that the last line shows where 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import platform
+import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Final
@@ -80,7 +82,8 @@ class Examination:
         loop, thread = asyncio.get_running_loop(), threading.get_ident()
         threading.Thread(target=self._watch, args=(loop, thread), name="rhapsody waits", daemon=True).start()
         try:
-            backend = build_backend(self._name, self._options)
+            with _interruptible():
+                backend = build_backend(self._name, self._options)
             session = self._session = Session(backends=[backend], work_dir=self._work_dir)
             self._passed()
             await self._use(session, backend.capabilities)
@@ -180,6 +183,16 @@ class Examination:
     def _write(self, stage: str | None = None, **fields: object) -> None:
         with self._report.open("a") as file:
             file.write(json.dumps({"stage": stage or self._stage, **fields}) + "\n")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGINT end what blocks the loop. asyncio's handler only cancels a task, which an import never notices."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _sentence(error: BaseException) -> str:
