@@ -21,7 +21,10 @@ case "$serial $lanes" in # pytest's exit codes: 1 is tests that failed, 5 no tes
     echo "what failed runs once more, by itself:"
     run --last-failed --last-failed-no-failures=none --maxfail=5 "$@" || failed=1
     ;;
-*) failed=1 ;;
+*) # interrupted, or never begun
+    echo "pytest ended with $serial (serial) and $lanes (lanes): not all tests were run, so coverage is not judged"
+    exit 1
+    ;;
 esac
 "${PYTHON:-.venv/bin/python}" -m coverage report --fail-under="$COVERED" || failed=1
 exit "$failed"
