@@ -1,7 +1,7 @@
 """Writes `reference/proven-capabilities.md` from the `.json` beside it, which holds what the conformance suite found.
 
-To renew it: `python -m pytest tests/conformance tests/plugins -k "onformance or oncurrent" --conformance-report
-docs/reference/proven-capabilities.json`, then `python docs/_ext/proven_capabilities.py`.
+To renew it: `python -m pytest tests/conformance tests/plugins --nightly -k "onformance or oncurrent"
+--conformance-report docs/reference/proven-capabilities.json`, then `python docs/_ext/proven_capabilities.py`.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def test_queues_of_many_workers_fit() -> None:
         for _ in range(65):
             queues.append(new_queue())
         send(queues[-1], 1, 2, Kind.FRAME, b"a" * 2 * PART)
-        messages = received(queues[-1], Joiner(), lambda: True)
+        send(queues[-1], 1, 2, Kind.STOP)
+        messages = received(queues[-1], Joiner())
         assert [len(data) for *_, data in messages] == [2 * PART]
     finally:
         destroy(*queues)
