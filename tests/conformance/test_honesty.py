@@ -13,6 +13,7 @@ from rhapsody.plugin import Outcome, Returned, Started, TaskState
 from rhapsody.testing import BackendConformanceTests
 from rhapsody.testing import report as reports
 from rhapsody.testing.ledger import Ledger
+from rhapsody.testing.watch import processes, started_since
 
 EXCEPTIONS = "test_function_fails_with_its_exception"
 
@@ -153,6 +154,20 @@ def test_ledger_reports_each_fault(events: list[Any], fault: str) -> None:
     ledger.reported(events)
     assert fault in ledger.faults()
     assert not ledger.faults(), "reported once"
+
+
+def test_engine_that_goes_on_leaves_nothing() -> None:
+    """What an engine that runs already starts now is no leftover of another; what has no such parent is one."""
+    with subprocess.Popen(["sh", "-c", "while :; do sleep 0.01; done"]) as engine:
+        try:
+            before = processes()
+            assert engine.pid in before
+            assert [started_since(before) for _ in range(20)] == [{}] * 20
+            with subprocess.Popen(["sleep", "60"]) as other:
+                assert started_since(before) == {other.pid: "sleep 60"}
+                other.kill()
+        finally:
+            engine.kill()
 
 
 def test_row_names_tests_left_out() -> None:

@@ -17,7 +17,7 @@ from rhapsody.testing.assertions import check, must_be
 from rhapsody.testing.ledger import ConformanceError
 from rhapsody.testing.life import Life
 from rhapsody.testing.rig import Rig, call_shutdown
-from rhapsody.testing.watch import Leftovers, Quiet, empty_folders, processes, threads
+from rhapsody.testing.watch import Leftovers, Quiet, empty_folders, processes, started_since, threads
 
 __tracebackhide__ = True  # frames of the suite
 
@@ -33,7 +33,7 @@ class StartTests(SuitePart):
         before = threads(), await asyncio.to_thread(processes)
         backend = rig.new_backend()
         new = [name for number, name in threads().items() if number not in before[0]]
-        new += [text for pid, text in (await asyncio.to_thread(processes)).items() if pid not in before[1]]
+        new += (await asyncio.to_thread(started_since, before[1])).values()
         check(not new, f"making {type(backend).__name__} started {', '.join(new)}; do that in rhapsody_init")
         check(backend is not rig.new_backend(), "the fixture new_backend gave the same backend twice")
 
@@ -100,9 +100,9 @@ class LifecycleTests(SuitePart):
         await rig.end(life, wait=False)
         check(life.close_error is None, f"closing after an interrupted start raised {life.close_error!r}")
         await rig.until(
-            lambda: not _new_processes(before),
+            lambda: not started_since(before),
             lambda: (
-                f"a start was interrupted, and these processes are left: {_listed(_new_processes(before))}; "
+                f"a start was interrupted, and these processes are left: {_listed(started_since(before))}; "
                 f"rhapsody_shutdown is called after a failed rhapsody_init too, and must end what that had started"
             ),
         )
@@ -299,10 +299,6 @@ def _some_of_each(rig: Rig) -> list[dict[str, Any]]:
         leaves = "exec >/dev/null 2>&1 </dev/null; sleep 300 & setsid sleep 300 & sleep 0.2"  # one leaves the group
         wanted += [{"executable": "/bin/sh", "arguments": ["-c", leaves]}]
     return wanted
-
-
-def _new_processes(before: dict[int, str]) -> dict[int, str]:
-    return {pid: text for pid, text in processes().items() if pid not in before}
 
 
 def _listed(found: dict[int, str]) -> str:

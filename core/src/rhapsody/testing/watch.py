@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
@@ -40,6 +40,18 @@ def processes() -> dict[int, str]:
 
     found = {**commands(psutil.Process().children(recursive=True)), **marked(os.environ.get(MARK, ""))}
     found.pop(os.getpid(), None)
+    return found
+
+
+def started_since(before: Collection[int]) -> dict[int, str]:
+    """Return the processes that came after those of `before`, but for what these start: engines that go on."""
+    import psutil
+
+    found = {}
+    for pid, command in processes().items():
+        with contextlib.suppress(psutil.Error, OSError):  # it ended just now
+            if pid not in before and not any(parent.pid in before for parent in psutil.Process(pid).parents()):
+                found[pid] = command
     return found
 
 
@@ -122,15 +134,17 @@ class Leftovers:
         """Return what came since this was seen and stays, however long one waits: `patience` seconds at most."""
         end = time.monotonic() + patience
         while True:
-            now = await asyncio.to_thread(Leftovers.now)
-            new = Leftovers(
-                {pid: text for pid, text in now.processes.items() if pid not in self.processes},
-                {number: name for number, name in now.threads.items() if number not in self.threads},
-                {fd: text for fd, text in now.descriptors.items() if self.descriptors.get(fd) != text},
-            )
+            new = await asyncio.to_thread(self._since)
             if not (new.processes or new.threads or new.descriptors) or time.monotonic() > end:
                 return new
             await asyncio.sleep(_TICK)
+
+    def _since(self) -> Leftovers:
+        return Leftovers(
+            started_since(self.processes),
+            {number: name for number, name in threads().items() if number not in self.threads},
+            {fd: text for fd, text in descriptors().items() if self.descriptors.get(fd) != text},
+        )
 
 
 class LoopWatch:
