@@ -5,6 +5,7 @@ from __future__ import annotations
 from rhapsody.backends.base import ExecutionBackend
 from rhapsody.hookspecs import hookimpl
 from rhapsody.log import get_logger
+from rhapsody.model.kept import KeptResult
 from rhapsody.model.kinds import EXECUTABLE, FUNCTION, Kind
 from rhapsody.model.outcome import CancelResult, Outcome, Returned, Started
 from rhapsody.model.resources import Resources
@@ -49,6 +50,7 @@ __all__ = [
     "ExecutionBackend",
     "FileJobs",
     "FileStore",
+    "KeptResult",
     "Kind",
     "Outcome",
     "Resources",

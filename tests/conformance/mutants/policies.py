@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import attrs
 from rhapsody.plugin import BackendContext, Event, Outcome, Started, TaskBatch, hookimpl
 
 from .base import Mutant, mutant
@@ -34,6 +35,17 @@ class RemembersEndsByUid(Mutant):
             self.context.events.put(known)
         else:
             super().rhapsody_submit(batch)
+
+
+@mutant("test_kept_results_stay", "which is no KeptResult")
+class KeepsNothing(Mutant):
+    """Declares that it keeps results, and sends home what stands for them."""
+
+    executor = "processes"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.capabilities = attrs.evolve(self.capabilities, keep_results=True)
 
 
 @mutant("test_function_is_stopped_at_timeout", "the time begins with the Started")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rhapsody.errors import DependencyError
+from rhapsody.model.kept import KeptResult
 from rhapsody.model.policies import CRASH_LIMIT, Policies
 from rhapsody.model.retry import Attempt, Retry
 from rhapsody.model.states import TaskState
@@ -24,6 +25,7 @@ class Policed:
     ran_on: str | None
     started_at: float | None
     ended_at: float | None
+    return_value: Any
 
     @property
     def after(self) -> Sequence[Any]:
@@ -54,6 +56,23 @@ class Policed:
     def deadline(self) -> float | None:
         """Seconds from the submit in which the task must have ended."""
         return None if self.policies is None else self.policies.deadline
+
+    @property
+    def keep(self) -> bool:
+        """Whether its result stays where it ran."""
+        return self.policies is not None and self.policies.keep
+
+    async def fetch(self) -> Any:
+        """Wait for the end of the task, and return what its function returned, from wherever that is kept.
+
+        Raises:
+            WorkerLostError: it was kept by a worker that is gone.
+            SessionClosedError: it was kept, and the session is closed.
+            Exception: as `await task` does.
+        """
+        await cast(Awaitable[Any], self)
+        value = self.return_value
+        return await value.fetch() if isinstance(value, KeptResult) else value
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypedDict
 import attrs
 
 from rhapsody.errors import InvalidTaskError, describe
+from rhapsody.model.kept import KeptResult
 from rhapsody.model.retry import Attempt, Retry
 
 CRASH_LIMIT: Final = 5  # lost workers, where a task says nothing
@@ -38,6 +39,7 @@ class PolicyFields(TypedDict, total=False):
     metadata: Mapping[str, Any]
     idempotent: bool
     cache: bool
+    keep: bool
     stdout: Path | None
     stderr: Path | None
     stdout_file: Path | None
@@ -52,6 +54,7 @@ class Policies:
         past: the attempts that failed and were followed by another.
         is_unwanted: whether the task was canceled, or its deadline is over: it is not tried again.
         expired: the limit for which the attempt that runs is being stopped.
+        takes: results among its arguments that are kept where they are.
     """
 
     after: Sequence[Any] = attrs.field(default=(), converter=tuple)
@@ -67,11 +70,18 @@ class Policies:
     metadata: Mapping[str, Any] = attrs.field(factory=dict)
     idempotent: bool = False
     cache: bool = False
+    keep: bool = False
     stdout_file: Path | None = None
     stderr_file: Path | None = None
     past: list[Attempt] = attrs.field(factory=list, init=False)
     is_unwanted: bool = attrs.field(default=False, init=False)
     expired: Limit | None = attrs.field(default=None, init=False)
+    takes: Sequence[KeptResult] = attrs.field(default=(), init=False)
+
+    @property
+    def may_share(self) -> bool:
+        """Whether the task may be in a batch with others: not where its time is limited, or results are kept."""
+        return self.timeout is None and not self.keep and not self.takes
 
 
 POLICY_FIELDS: Final = tuple(name for name in PolicyFields.__annotations__ if name not in ("stdout", "stderr"))
@@ -110,15 +120,29 @@ def policies_of(uid: str, fields: Mapping[str, Any], is_function: bool = False) 
         _refuse(uid, "priority must be a whole number", policies.priority)
     if not (policies.tag is None or (isinstance(policies.tag, str) and policies.tag)):
         _refuse(uid, "tag must be text", policies.tag)
-    for name in ("idempotent", "cache"):
+    for name in ("idempotent", "cache", "keep"):
         if type(getattr(policies, name)) is not bool:
             _refuse(uid, f"{name} must be True or False", getattr(policies, name))
+    if policies.keep:
+        _check_keep(uid, policies, is_function)
     for stream, file in (("stdout", policies.stdout_file), ("stderr", policies.stderr_file)):
         if file is not None and not isinstance(file, Path):
             _refuse(uid, f"{stream} is the file that an executable writes to, a pathlib.Path", file)
         if file is not None and is_function:
             raise InvalidTaskError(f"task {describe(uid)} has a function and {stream}; capture_stdio keeps its prints")
     return policies
+
+
+def _check_keep(uid: str, policies: Policies, is_function: bool) -> None:
+    problem = None
+    if not is_function:
+        problem = "an executable, whose output is a file of its own: keep is for functions"
+    elif policies.cache:
+        problem = "cache=True, for which its result must come to the program"
+    elif policies.retries is not None and policies.retries.fallback is not None:
+        problem = "a fallback, and nothing says which backend would keep its result"
+    if problem is not None:
+        raise InvalidTaskError(f"task {describe(uid)} has keep=True and {problem}; leave one of them out")
 
 
 def _refuse(uid: str, problem: str, value: object) -> None:

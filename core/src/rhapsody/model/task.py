@@ -76,6 +76,7 @@ class ComputeTask(AsMapping, Policed):
         metadata: what the caller keeps with the task.
         idempotent: running it twice does no harm: a resumed session runs it again if it was interrupted.
         cache: a later task of the same content has the result, in any session with the same work_dir.
+        keep: a function's result stays where it ran, and goes from there to tasks that are given it; see `fetch`.
         uid: the task's name, unique in its session. Default: `task.000001`, counted in this process.
         state: where the task is in its life.
         return_value: what the function returned.
@@ -85,8 +86,7 @@ class ComputeTask(AsMapping, Policed):
         exception: why the task failed or was canceled.
         submitted_at: seconds since the epoch, as are `started_at` and `ended_at`.
         ran_on: host and process that ran the task, where the engine reports it.
-        native_id: what the engine calls the job that ran the task, where it has such a name.
-        logs: where the engine's own log of that job is, where there is one.
+        native_id: what the engine calls the job that ran the task, and `logs` where its own log of it is, if anywhere.
         attempt: counts the times that the task was started, from 1.
         policies: what it asks of its scheduling; None where it asks for nothing.
         session: uid of the session that has accepted it.

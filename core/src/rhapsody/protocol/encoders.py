@@ -15,6 +15,7 @@ from rhapsody.protocol.command import command_of, environment_of, folder_of
 from rhapsody.protocol.encoding import dumps
 from rhapsody.protocol.frames import Call, Setting
 from rhapsody.protocol.imports import Imports, imports, note_reloads
+from rhapsody.protocol.kept import Keeping
 from rhapsody.protocol.shared import Stored
 from rhapsody.protocol.trace import TRACE, trace_of
 
@@ -48,13 +49,16 @@ class _Functions:
         self._given = given
         self._functions: list[bytes | Stored] = []
         self._places: dict[int, int] = {}  # of functions, by identity: the tasks keep them alive
+        self._keeping: dict[int, Keeping] = {}  # likewise, of tasks whose results are kept
         self._shared = _Shared(tasks)
 
     def encode(self, task: ComputeTask) -> Call:
-        function = task.function
+        function: Any = task.function
+        if task.policies is not None and task.policies.keep:
+            function = self._keeping.setdefault(id(function), Keeping(function))
         place = self._places.get(id(function))
         if place is None:
-            note_reloads(function)
+            note_reloads(task.function)
             stored = sending.stored.get(id(function))
             self._functions.append(stored or dumps(function, partial(self._sharing, function)))
             place = self._places[id(function)] = len(self._functions) - 1

@@ -201,7 +201,7 @@ class AdaptiveBatching:
     def _may_share(self, task: ComputeTask) -> bool:
         may = self._executables or task.kind is not EXECUTABLE
         may = may and task.resources is None and not task.backend_options
-        return may and (task.policies is None or task.policies.timeout is None)  # the time begins with its own start
+        return may and (task.policies is None or task.policies.may_share)
 
     def _plan(self, backlog: Backlog) -> _Round:
         """Decide on the next round of batches, one for each slot."""

@@ -37,6 +37,8 @@ class BackendCapabilities:
         nodes: honours `Resources.nodes`.
         exclusive: honours `Resources.exclusive`.
         shared_data: large arguments, and what `Session.share` returned, travel once to each worker (`context.store`).
+        keep_results: the result of a function with `keep=True` stays where it ran, and goes from there to tasks that
+            are given it. Where `remote` is not declared, that is the object itself.
         options: the keys of `backend_options` that it knows; None if it checks them itself in `rhapsody_validate`.
     """
 
@@ -54,6 +56,7 @@ class BackendCapabilities:
     nodes: bool = False
     exclusive: bool = False
     shared_data: bool = False
+    keep_results: bool = False
     options: frozenset[str] | None = attrs.field(default=frozenset(), converter=_names)
 
 

@@ -104,9 +104,10 @@ def route(
         elif not runner.backend.capabilities.functions:
             check_capabilities(task, runner)
         accepted.append(task)
-        if task.policies is not None and _is_limited(task):
+        if task.policies is not None and (_is_limited(task) or task.policies.keep):
             check_capabilities(task, runner)
-            routes.limited.append(task)
+            if _is_limited(task):
+                routes.limited.append(task)
         if task.policies is not None and task.policies.cache:
             routes.cached.append(task)
         if task.policies is not None and task.retries is not None and task.retries.fallback is not None:
@@ -122,6 +123,8 @@ def route(
             needs = needs_of(task, without)
             if needs is not None and needs.shares:
                 routes.sharing.append(task)
+            if needs is not None and needs.kept:
+                _check_kept(task, runner, needs.kept, runners)
             if needs:
                 routes.needs[task] = needs
                 continue
@@ -146,6 +149,22 @@ def _fallback_of(task: ComputeTask, runners: Mapping[str, BackendRunner], sessio
     return runners[name]
 
 
+def _check_kept(
+    task: ComputeTask, runner: BackendRunner, parents: Iterable[ComputeTask], runners: Mapping[str, BackendRunner]
+) -> None:
+    """Refuse to move a kept result to where its engine does not bring it."""
+    for parent in parents:
+        at = runners.get(parent.backend or next(iter(runners)))
+        if at is None or not at.backend.capabilities.remote:  # of threads it is the object
+            continue
+        falls_back = task.retries is not None and task.retries.fallback not in (None, at.name)
+        if at is not runner or falls_back or task.kind is not FUNCTION:
+            raise UnsupportedError(
+                f"task {task.uid} takes the result of task {parent.uid}, which backend {at.name!r} keeps for functions "
+                f"that run there; name that backend in it, or give it what `await task.fetch()` returns"
+            )
+
+
 def _is_limited(task: ComputeTask) -> bool:
     policies = task.policies
     return policies is not None and (policies.timeout is not None or policies.deadline is not None)
@@ -167,6 +186,8 @@ def check_capabilities(task: ComputeTask, runner: BackendRunner) -> None:
     if _is_limited(task) and not getattr(can, f"cancel_{task.kind.capability}", False):
         kind = task.kind.capability
         problems.append(f"stop {kind} that run, as timeout and deadline ask (those that declare cancel_{kind} can)")
+    if task.keep and not can.keep_results:
+        problems.append("keep a result where it is (those that declare keep_results can)")
     if need is not None:
         if need.ranks > 1 and not can.ranks:
             problems.append(f"give a task {need.ranks} ranks")

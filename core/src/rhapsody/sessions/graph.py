@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -20,11 +20,13 @@ class Needs:
         done: tasks that must be DONE: those in its arguments, and its `after`.
         ended: tasks that must have ended, however: its `after_any`.
         shares: whether there are shared values in its arguments.
+        kept: tasks in its arguments whose results stay where they are.
     """
 
     done: Collection[ComputeTask]
     ended: Collection[ComputeTask] = ()
     shares: bool = False
+    kept: Sequence[ComputeTask] = ()
 
     def __bool__(self) -> bool:
         """Whether it waits for anything."""
@@ -42,7 +44,8 @@ def needs_of(task: ComputeTask, without: set[int]) -> Needs | None:
     parents = [each for each in named if isinstance(each, ComputeTask)]
     done = dict.fromkeys([*parents, *task.after])  # not a list: membership is asked for at the end of each of them
     ended = dict.fromkeys(parent for parent in task.after_any if parent not in done)
-    return Needs(done, ended, len(parents) < len(named)) if named or done or ended else None
+    kept = [parent for parent in parents if parent.policies is not None and parent.policies.keep]
+    return Needs(done, ended, len(parents) < len(named), kept) if named or done or ended else None
 
 
 def check_parents(needs: Mapping[ComputeTask, Needs], submitted: Collection[ComputeTask], session: str) -> None:

@@ -12,8 +12,10 @@ import attrs
 
 from rhapsody.errors import SessionClosedError
 from rhapsody.log import get_logger
+from rhapsody.model.kept import KeptArgument, KeptResult
 from rhapsody.model.kinds import FUNCTION
 from rhapsody.model.outcome import Outcome, Started
+from rhapsody.model.policies import Policies
 from rhapsody.model.references import with_values
 from rhapsody.model.retry import Attempt
 from rhapsody.model.states import TaskState, advance
@@ -253,9 +255,21 @@ def fill_in(task: ComputeTask, value_of: Callable[[ComputeTask], Any]) -> None:
     Raises:
         InvalidTaskError: an argument that holds a task cannot be copied.
     """
+    taken: list[KeptResult] = []
+
+    def argument_of(parent: ComputeTask) -> Any:
+        value = value_of(parent)
+        if type(value) is not KeptResult:
+            return value
+        taken.append(value)
+        return KeptArgument(value)
+
     for name in ("args", "kwargs", "arguments"):
         if len(given := getattr(task, name)):
-            setattr(task, name, with_values(given, value_of))
+            setattr(task, name, with_values(given, argument_of))
+    if taken:
+        task.policies = task.policies or Policies()
+        task.policies.takes = tuple(taken)
     if task.policies is not None and (task.policies.after or task.policies.after_any):
         task.policies.after = task.policies.after_any = ()
 

@@ -33,32 +33,32 @@ class RefusalTests(SuitePart):
     @conforms("functions", lacks="functions")
     async def test_undeclared_functions_are_refused(self, rig: Rig) -> None:
         """UnsupportedError at submit."""
-        await _is_refused(rig, ComputeTask(function=tasks.same, args=(1,)), "a function")
+        await is_refused(rig, ComputeTask(function=tasks.same, args=(1,)), "a function")
 
     @conforms("executables", lacks="executables")
     async def test_undeclared_executables_are_refused(self, rig: Rig) -> None:
         """UnsupportedError at submit."""
-        await _is_refused(rig, ComputeTask(executable="true"), "an executable")
+        await is_refused(rig, ComputeTask(executable="true"), "an executable")
 
     @conforms("ranks", lacks="ranks")
     async def test_undeclared_ranks_are_refused(self, rig: Rig) -> None:
         """UnsupportedError at submit."""
-        await _is_refused(rig, _task(rig, resources=Resources(ranks=2)), "Resources(ranks=2)")
+        await is_refused(rig, _task(rig, resources=Resources(ranks=2)), "Resources(ranks=2)")
 
     @conforms("cores", lacks="cores_per_rank")
     async def test_undeclared_cores_are_refused(self, rig: Rig) -> None:
         """UnsupportedError at submit."""
-        await _is_refused(rig, _task(rig, resources=Resources(cores_per_rank=2)), "Resources(cores_per_rank=2)")
+        await is_refused(rig, _task(rig, resources=Resources(cores_per_rank=2)), "Resources(cores_per_rank=2)")
 
     @conforms("nodes", lacks="nodes")
     async def test_undeclared_nodes_are_refused(self, rig: Rig) -> None:
         """UnsupportedError at submit."""
-        await _is_refused(rig, _task(rig, resources=Resources(nodes=1)), "Resources(nodes=1)")
+        await is_refused(rig, _task(rig, resources=Resources(nodes=1)), "Resources(nodes=1)")
 
     @conforms("nodes", lacks="exclusive")
     async def test_undeclared_exclusive_is_refused(self, rig: Rig) -> None:
         """UnsupportedError at submit."""
-        await _is_refused(rig, _task(rig, resources=Resources(exclusive=True)), "Resources(exclusive=True)")
+        await is_refused(rig, _task(rig, resources=Resources(exclusive=True)), "Resources(exclusive=True)")
 
     @conforms("ranks", needs="ranks executables")
     async def test_declared_ranks_are_started(self, rig: Rig) -> None:
@@ -76,7 +76,7 @@ class RefusalTests(SuitePart):
     @conforms("GPUs", lacks="gpus")
     async def test_undeclared_gpus_are_refused(self, rig: Rig) -> None:
         """UnsupportedError at submit."""
-        await _is_refused(rig, _task(rig, resources=Resources(gpus_per_rank=1)), "Resources(gpus_per_rank=1)")
+        await is_refused(rig, _task(rig, resources=Resources(gpus_per_rank=1)), "Resources(gpus_per_rank=1)")
 
     @conforms("GPUs", needs="gpus")
     async def test_declared_gpus_are_given(self, rig: Rig) -> None:
@@ -86,7 +86,7 @@ class RefusalTests(SuitePart):
     @conforms("memory", lacks="memory")
     async def test_undeclared_memory_is_refused(self, rig: Rig) -> None:
         """UnsupportedError at submit."""
-        await _is_refused(rig, _task(rig, resources=Resources(memory=2**20)), "Resources(memory=1 MiB)")
+        await is_refused(rig, _task(rig, resources=Resources(memory=2**20)), "Resources(memory=1 MiB)")
 
     @conforms("memory", needs="memory")
     async def test_declared_memory_is_given(self, rig: Rig) -> None:
@@ -97,7 +97,7 @@ class RefusalTests(SuitePart):
     async def test_unknown_option_is_refused(self, rig: Rig) -> None:
         """Nothing in `backend_options` is ignored."""
         task = _task(rig, backend_options={_UNKNOWN: 1})
-        error = await _is_refused(rig, task, f"backend_options={{{_UNKNOWN!r}: 1}}")
+        error = await is_refused(rig, task, f"backend_options={{{_UNKNOWN!r}: 1}}")
         check(_UNKNOWN in str(error), f"the error does not name the option {_UNKNOWN!r}: {error}")
 
     @conforms("options")
@@ -138,7 +138,8 @@ def _task(rig: Rig, **fields: Any) -> ComputeTask:
     return ComputeTask(executable="/bin/sh", arguments=["-c", "true"], **fields)
 
 
-async def _is_refused(rig: Rig, task: ComputeTask, about: str) -> UnsupportedError:
+async def is_refused(rig: Rig, task: ComputeTask, about: str) -> UnsupportedError:
+    """Have a task refused, as it must be. Returns the error."""
     life = await rig.shared()
     try:
         await life.session.submit_tasks([task])

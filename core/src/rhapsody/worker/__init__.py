@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from rhapsody.protocol.encoding import describe_exception, dumps
 from rhapsody.protocol.frames import Call, Frame, Raised, encode_frame, frames
+from rhapsody.protocol.kept import Kept, load_result, take_kept
 from rhapsody.protocol.shared import StoredBytes
 from rhapsody.worker.control import BatchControl
 from rhapsody.worker.files import run_file
@@ -40,6 +41,7 @@ __all__ = [
     "BatchControl",
     "Call",
     "Frame",
+    "Kept",
     "KeptFrames",
     "Progress",
     "Raised",
@@ -55,11 +57,13 @@ __all__ = [
     "initialize",
     "isolate",
     "kept_frames",
+    "load_result",
     "read_progress",
     "run_batch",
     "run_file",
     "run_function",
     "stop",
+    "take_kept",
     "where",
     "whole_frames",
 ]

@@ -80,6 +80,7 @@ class DaskExecutionBackend(ExecutionBackend):
         cores_per_rank=True,
         memory=True,
         shared_data=True,
+        keep_results=True,
         options=TASK_OPTIONS,
     )
 
@@ -186,6 +187,11 @@ class DaskExecutionBackend(ExecutionBackend):
         workers = self._tracker.workers.known.values() if self._tracker is not None else ()
         for task in tasks:
             placement = placement_of(task, self.name)
+            if task.keep and placement.retries:
+                raise UnsupportedError(
+                    f"task {task.uid}: backend {self.name!r} keeps no result of a task with its option 'retries': what "
+                    f"is lost would be made anew unseen; give retries= to the task instead"
+                )
             if self._engine is not None and self._engine.is_adaptive:  # a worker that has them may come
                 placement = attrs.evolve(placement, resources=())
             if workers and (problem := unmet(placement, workers)):
@@ -210,6 +216,8 @@ class DaskExecutionBackend(ExecutionBackend):
         )
         if isinstance(self._store, ScatterStore):
             held.stored = self._store.needed_by(batch)
+        if (policies := batch.tasks[0].policies) is not None:
+            held.keeps, held.takes = policies.keep, policies.takes
         with self._lock:
             self._waiting.append((held, payload))
             is_first = len(self._waiting) == 1

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import attrs
 from distributed import Future
-from rhapsody.plugin import Capacity, ComputeTask, TaskBatch
+from rhapsody.plugin import Capacity, ComputeTask, KeptResult, TaskBatch
 
 from .options import Placement, WorkerInfo, unmet
 from .stored import Scattered
@@ -33,6 +33,8 @@ class HeldBatch:
         stopping: uids of its executables that were asked to stop.
         withdrawals: how many are in progress.
         stored: large values that it needs, on their way to the cluster or there.
+        takes: results that it needs, kept on the cluster.
+        keeps: whether its one task has its result kept.
         starved_since: when it was first seen to fit no worker, by the monotonic clock.
     """
 
@@ -49,6 +51,8 @@ class HeldBatch:
     stopping: set[str] = attrs.field(factory=set)
     withdrawals: int = 0
     stored: Sequence[Scattered] = ()
+    takes: Sequence[KeptResult] = ()
+    keeps: bool = False
     starved_since: float | None = None
 
     def starved(self, workers: Collection[WorkerInfo], timeout: float | None) -> str | None:
@@ -71,7 +75,7 @@ def messages_of(
     """
     groups: dict[tuple[Placement, int], list[tuple[HeldBatch, bytes]]] = defaultdict(list)
     for held, payload in batches:
-        groups[held.placement, held.number if held.stored else 0].append((held, payload))
+        groups[held.placement, held.number if held.stored or held.takes else 0].append((held, payload))
     for (placement, _), group in groups.items():
         message: list[tuple[HeldBatch, bytes]] = []
         size = 0

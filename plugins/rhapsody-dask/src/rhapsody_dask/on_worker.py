@@ -7,6 +7,7 @@ only what is too large for it. The messages are lists whose first element is one
     [FRAMES, number, address, frames, uid, time, begun]    tasks that have ended, and the one that runs now
     [FINAL, number, frames, more, attempt]          the batch has ended; with `more`, the rest is its Dask result
     [MOVED, number, address]                        refused: the batch was on another worker before, which was lost
+    [TAKEN, number]                                 refused: a kept result that the batch needs was lost
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .on_scheduler import BEGIN, FRAMES, LEFT_BEHIND
 from .records import frames_path, machine, progress_path, remove_stale
 from .room import belong, room_of
 
-FINAL, MOVED = "final", "moved"
+FINAL, MOVED, TAKEN = "final", "moved", "taken"
 
 EVENT_LIMIT: Final = 128 * 1024  # bytes; a larger frame travels as the batch's result
 REPORT_EVERY: Final = (
@@ -96,12 +97,14 @@ class BatchReporter(BatchControl):
                 self.kept.keep(frame)
             (self._large if len(frame) > EVENT_LIMIT else self._ended).append(frame)
 
-    def finish(self, attempt: int | None) -> bytes | None:
-        """Report the end of the batch. Returns what is too large for a report."""
+    def finish(self, attempt: int | None, kept: StoredBytes | None) -> bytes | StoredBytes | None:
+        """Report the end of the batch. Returns what is kept, or else what is too large for a report."""
         with self.lock:
+            if kept is not None:
+                self._ended, self._large = self._ended + self._large, []
             ended, self._ended, self._started = self._ended, [], None
         self._post([FINAL, self._number, b"".join(ended), bool(self._large), attempt])
-        return b"".join(self._large) if self._large else None
+        return b"".join(self._large) if self._large else kept
 
     def give_up(self) -> None:
         """Report what has ended of a batch that may not go on: the client gives the rest to other workers."""
@@ -217,8 +220,8 @@ def run_batch(
     again: int,
     need: tuple[int, int, float],
     home: str,
-    stored: Sequence[StoredBytes] = (),
-) -> bytes | bool | None:
+    stored: Sequence[StoredBytes | None] = (),
+) -> bytes | bool | StoredBytes | None:
     """Run a batch in a thread of a worker.
 
     Args:
@@ -228,16 +231,21 @@ def run_batch(
         again: how often a task that fails is run again, here; and how many lost workers the batch may leave behind.
         need: threads, bytes of memory and GPUs that it takes of the worker.
         home: the client's machine.
-        stored: large values, which are found here as long as they are held.
+        stored: large values and kept results, which are found here as long as they are held; None for one that was
+            lost.
 
     Returns:
-        The frames that are too large for a report. False: what is not reported was withdrawn, and has not begun.
+        The frames that are too large for a report, or the result that is kept. False: what is not reported was
+        withdrawn, and has not begun.
     """
     worker = get_worker()
     batches = batches_of(worker, token)
     left = (worker.state.tasks[worker.get_current_task()].annotations or {}).get(LEFT_BEHIND, ())
     if len(left) > again:
         batches.post([MOVED, number, left[-1]])
+        return None
+    if None in stored:
+        batches.post([TAKEN, number])
         return None
     with room_of(worker).taken(*need) as variables:
         allowance = None if home == machine() else Allowance(partial(_may_begin, worker, token, number))
@@ -265,7 +273,7 @@ def _run_begun(
     again: int,
     left: int,
     variables: Mapping[str, str],
-) -> bytes | bool | None:
+) -> bytes | bool | StoredBytes | None:
     if reporter is None:
         return False
     try:
@@ -278,7 +286,7 @@ def _run_begun(
         if reporter.allowance is not None and reporter.allowance.is_refused:
             reporter.give_up()
             return False
-        return reporter.finish(attempt)
+        return reporter.finish(attempt, rhapsody.worker.take_kept())
     finally:
         batches.end(number)
 

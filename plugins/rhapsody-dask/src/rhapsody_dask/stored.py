@@ -10,7 +10,7 @@ from distributed import Client, Future
 from rhapsody.plugin import SharedStore, TaskBatch
 from rhapsody.worker import StoredBytes
 
-_GONE = ("lost", "cancelled", "error")
+GONE = ("lost", "cancelled", "error")
 Scattered = concurrent.futures.Future[Future]
 
 
@@ -46,7 +46,7 @@ class ScatterStore(SharedStore):
         found = self._scattered.get(key)
         if found is None or not found.done():
             return found is not None
-        return found.exception() is None and found.result().status not in _GONE
+        return found.exception() is None and found.result().status not in GONE
 
     def drop(self, key: str) -> None:
         """Let the cluster forget a value."""

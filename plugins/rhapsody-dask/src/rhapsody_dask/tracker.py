@@ -26,6 +26,7 @@ from rhapsody.plugin import (
 
 from . import on_scheduler, on_worker
 from .batches import HeldBatch, begun_of, messages_of
+from .kept import KeptResults
 from .options import Placement
 from .sending import LARGE, send_batches
 from .withdraw import stop_executables, stop_tasks, take_back
@@ -58,6 +59,7 @@ class BatchTracker:
         self._token = token
         self._worker_timeout = timeout
         self._own = own
+        self._kept = KeptResults(client, context, workers)
         self._held: dict[int, HeldBatch] = {}
         self._held_of: dict[str, HeldBatch] = {}  # by uid of an open task
         self._lost = False
@@ -99,7 +101,7 @@ class BatchTracker:
             self._held[held.number] = held
             self._held_of.update(dict.fromkeys(held.open, held))
         for placement, message in messages_of(batches, LARGE):
-            if message[0][0].stored:
+            if message[0][0].stored or message[0][0].takes:
                 self._do(self._send_with_stored(placement, message))
             else:
                 self._send(placement, message)
@@ -107,9 +109,9 @@ class BatchTracker:
     async def _send_with_stored(self, placement: Placement, part: list[tuple[HeldBatch, bytes]]) -> None:
         ((held, _),) = part
         try:
-            stored = [await asyncio.wrap_future(scattered) for scattered in held.stored]
-        except Exception as error:
-            self._drop(held, BackendError(f"backend {self._context.backend!r}: a large argument was lost: {error}"))
+            stored = await self._kept.needed_by(held)
+        except (BackendError, WorkerLostError) as error:
+            self._drop(held, error)
         else:
             self._send(placement, part if held.number in self._held else [], stored)
 
@@ -153,12 +155,14 @@ class BatchTracker:
             self._context.events.put(self._ended(held, frames))
             if not held.has_more:
                 self._conclude(held)
-        else:
-            assert kind == on_worker.MOVED
+        elif kind == on_worker.TAKEN:
+            self._drop(held, self._kept.lost_to(held))
+        else:  # MOVED
             self._lose_worker(held, rest[0])
 
     def _ended(self, held: HeldBatch, frames: bytes) -> list[Event]:
         outcomes = held.batch.decode(frames)
+        self._kept.adopt(held, outcomes)
         for outcome in outcomes:
             outcome.attempt = held.attempt
             held.open.pop(outcome.uid, None)
@@ -168,7 +172,7 @@ class BatchTracker:
     async def _watch(self, held: HeldBatch, future: Future) -> None:
         """Follow a batch to what its reports do not have: a large result, or an end without reports."""
         error = await future.exception()
-        if held.number not in self._held:
+        if held.number not in self._held or self._kept.has(future):  # or its last report is on its way
             return
         if future.status == "finished":
             await self._fetch(held, future)
@@ -249,11 +253,11 @@ class BatchTracker:
         for uid in held.open:
             if self._held_of.get(uid) is held:
                 del self._held_of[uid]
-        future, held.future = held.future, None
+        future, held.future, watch, held.watch = held.future, None, held.watch, None
         if future is not None:
             future.release()
-        if held.watch is not None and held.watch is not asyncio.current_task():
-            held.watch.cancel()
+        if watch is not None and watch is not asyncio.current_task():
+            watch.cancel()
 
     def _do(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -316,6 +320,7 @@ class BatchTracker:
     async def close(self) -> None:
         """Stop what still runs, and leave nothing on the cluster."""
         self._lost = True
+        self._kept.close()
         if self._checking is not None:
             self._checking.cancel()
         try:
@@ -333,14 +338,13 @@ class BatchTracker:
     async def _stop_executables(self) -> None:
         """Stop them in good order; one that ignores SIGTERM is ended with its worker."""
         async with asyncio.timeout(STOP_WITHIN):
-            tasks = {held: list(held.open.values()) for held in self._held.values()}
-            await stop_executables(self._client, self._token, self._context.session, tasks)
+            where = self._client, self._token, self._context.session
+            await stop_executables(*where, {held: list(held.open.values()) for held in self._held.values()})
 
     async def _tidy(self) -> None:
-        client = self._client
         async with asyncio.timeout(TIDY_WITHIN):
             if self._held:
                 await self.cancel([task for held in self._held.values() for task in held.open.values()])
             await self.workers.tidy()
             # Not by unsubscribe_topic: its message would arrive after this and set the topic up again, for good.
-            client._event_handlers.pop(self._token, None)
+            self._client._event_handlers.pop(self._token, None)

@@ -132,6 +132,7 @@ class ConcurrentExecutionBackend(ExecutionBackend):
             memory=True,
             nodes=True,
             exclusive=True,
+            keep_results=in_threads,
             shared_data=not in_threads and isinstance(executor, str | ProcessPoolExecutor),
         )
         self._guard = Guard()
