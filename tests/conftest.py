@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ import pytest
 
 from .lanes import ByGroup, is_measured, rank
 
-# A shell's background job ignores SIGINT, and what it starts inherits that: the tests of Ctrl-C would test nothing.
+# A shell's background job ignores SIGINT, what nohup starts SIGHUP, and what these start inherits that: the tests of
+# Ctrl-C and of a terminal that goes would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ENGINES = {"concurrent": "rhapsody", "dask": "distributed", "dragon": "dragon", "radical": "radical.pilot"}
 
@@ -68,6 +73,22 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     finally:
         if config is not None:
             os.environ["COVERAGE_PROCESS_CONFIG"] = config
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # within pytest-cov's, which combines the files
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Remove the broken measurements of processes that were killed, which coverage cannot combine."""
+    result = yield
+    if not hasattr(session.config, "workerinput"):  # one of pytest-xdist's workers has it
+        for file in session.config.rootpath.glob(".coverage.*"):
+            with contextlib.closing(sqlite3.connect(file)) as connection:
+                try:
+                    is_sound = connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+                except sqlite3.DatabaseError:
+                    is_sound = False
+            if not is_sound:
+                file.unlink()
+    return result
 
 
 @pytest.hookimpl(trylast=True)

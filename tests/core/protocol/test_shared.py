@@ -121,7 +121,10 @@ async def test_handles_reach_a_fallback() -> None:
         return value
 
     home, value = os.getpid(), [1, 2]
-    backends = [ConcurrentExecutionBackend("there", "processes", 1), ConcurrentExecutionBackend("here", max_workers=1)]
+    backends = [
+        ConcurrentExecutionBackend("processes", "there", 1),
+        ConcurrentExecutionBackend(name="here", max_workers=1),
+    ]
     async with Session(backends) as session:
         task = ComputeTask(function=fails_there, args=(session.share(value),), retries=Retry(2, fallback="here"))
         await session.submit_tasks([task])
